@@ -1,0 +1,310 @@
+"""Corpora: where the text comes from. A corpus streams documents, each a `str`, in a fixed order.
+
+    documents() -> filters -> split -> tokenizer -> shards        (experiments/data.py)
+
+Streaming keeps memory flat: nothing here holds more than one document or one block of a file.
+`fingerprint()` says what the text *is* (its content and how it is cut), never where it lies, so
+that a copy of the files elsewhere finds the same cached shards.
+"""
+
+import ast
+import functools
+import glob
+import hashlib
+import importlib
+import inspect
+import os
+import re
+import sys
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from components import text_files
+from components.registry import UserError, register
+
+
+class Corpus:
+    """The interface: a stream of documents, and a hash of what they are made from."""
+
+    def documents(self) -> Iterator[str]:
+        """Every document, always in the same order; each call starts from the beginning.
+
+        Raises:
+            UserError: something can't be read; names the file and the place in it.
+        """
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """Changes whenever the documents would; far cheaper than reading them as text."""
+        raise NotImplementedError
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+
+
+# ── the documentation that every Python carries ────────────────────────────────────────────────
+
+_NOT_DOCUMENTATION = frozenset(
+    ("test", "tests", "idlelib", "lib2to3", "turtledemo", "pydoc_data", "site-packages")
+    + ("dist-packages", "lib-dynload", "__pycache__")
+)
+
+
+@register("corpus", "python_docs")
+class PythonDocs(Corpus):
+    """The documentation inside this Python: docstrings of the standard library, and help topics.
+
+    About 2.5 MB of technical English that needs no download. One document for each module (its
+    docstring, then `name(signature)` and docstring of each class and function), one for each
+    built-in module, one for each topic of `help()`. Sources are parsed, never imported. Differs
+    from one Python version to the next, and the fingerprint with it.
+    """
+
+    def documents(self) -> Iterator[str]:
+        return iter(_python_documents())
+
+    def fingerprint(self) -> str:
+        contents = [(name, path.read_bytes()) for name, path in _standard_library()]
+        return _digest("python_docs", sys.version, _help_topics(), contents)
+
+
+def _standard_library() -> list[tuple[str, Path]]:
+    """(module name, source file) of the standard library, sorted by name."""
+    root = sysconfig.get_paths()["stdlib"]
+    found = {}
+    for folder, subfolders, files in os.walk(root):
+        subfolders[:] = set(subfolders) - _NOT_DOCUMENTATION
+        for file in files:
+            if file.endswith(".py"):
+                path = Path(folder, file)
+                name = path.relative_to(root).as_posix().removesuffix(".py")
+                found[name.removesuffix("/__init__").replace("/", ".")] = path
+    return sorted(found.items())
+
+
+def _help_topics() -> list[tuple[str, str]]:
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:  # some distributions leave it out
+        return []
+    return sorted(topics.items())
+
+
+@functools.lru_cache(maxsize=1)
+def _python_documents() -> tuple[str, ...]:
+    documents = []
+    for name, path in _standard_library():
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                tree = ast.parse(path.read_bytes())
+        except (SyntaxError, ValueError):
+            continue
+        documents.append(_join(name, [(name, ast.get_docstring(tree)), *_described(tree, "")]))
+    for name in sorted(set(sys.builtin_module_names) - {"xxsubtype"}):
+        module = importlib.import_module(name)
+        documents.append(_join(name, [(name, inspect.getdoc(module)), *_inspected(module)]))
+    documents += [text.strip() + "\n" for _, text in _help_topics()]
+    return tuple(dict.fromkeys(document for document in documents if document))
+
+
+def _join(name: str, entries: list[tuple[str, str | None]]) -> str:
+    """Entries as text, one after the other; empty when none of them has a docstring."""
+    written = [f"{head}\n\n{text.strip()}\n" for head, text in entries if text and text.strip()]
+    if written and not entries[0][1]:
+        written.insert(0, f"{name}\n")
+    return "\n".join(written)
+
+
+def _described(node: ast.AST, prefix: str) -> Iterator[tuple[str, str | None]]:
+    """(signature, docstring) of the classes and functions below `node`, in source order."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.ClassDef):
+            bases = ", ".join(ast.unparse(base) for base in child.bases)
+            head = f"class {prefix}{child.name}" + (f"({bases})" if bases else "")
+            yield head, ast.get_docstring(child)
+            yield from _described(child, f"{prefix}{child.name}.")
+        elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield (
+                f"{prefix}{child.name}({ast.unparse(child.args)})",
+                ast.get_docstring(child),
+            )
+        elif isinstance(child, ast.If | ast.Try):
+            yield from _described(child, prefix)
+
+
+def _inspected(owner: Any, prefix: str = "") -> Iterator[tuple[str, str | None]]:
+    """The same of a module or class that has no source, from the objects themselves."""
+    for name, member in sorted(vars(owner).items()):
+        text = getattr(member, "__doc__", None)
+        if name.startswith("_") or not isinstance(text, str) or not callable(member):
+            continue
+        try:
+            signature = str(inspect.signature(member))
+        except (ValueError, TypeError):
+            signature = "(...)"
+        head = f"{prefix}{name}{re.sub(r' at 0x[0-9a-fA-F]+', '', signature)}"
+        yield (
+            ("class " if isinstance(member, type) else "") + head,
+            inspect.cleandoc(text),
+        )
+        if isinstance(member, type) and not prefix:
+            yield from _inspected(member, f"{name}.")
+
+
+# ── files ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@register("corpus", "text")
+class Text(Corpus):
+    """Local files: .txt, .md, .html, .jsonl or .parquet, each also as .gz or .zst.
+
+    `files` are paths or globs (`**` too), relative to where the program runs, read in the order
+    written, a glob's matches sorted. A .jsonl line or .parquet row is a document, its text in
+    `column`; an .html file is one, its tags, scripts and styles taken out. A .txt or .md file is
+    cut at `separator` where one is given (`"<|endoftext|>"`, or `"\\n"` for a document a line),
+    otherwise it is one document, or, where longer than `document_bytes`, pieces of about that
+    size cut at line ends. Text is UTF-8 and otherwise kept as it is.
+    """
+
+    def __init__(
+        self,
+        *,
+        files: tuple[str, ...] | str,
+        column: str = "text",
+        separator: Annotated[str, Field(min_length=1)] | None = None,
+        document_bytes: Annotated[int, Field(gt=0)] = 1 << 20,
+    ) -> None:
+        self.files = (files,) if isinstance(files, str) else tuple(files)
+        self.cutting = text_files.Cutting(column, separator, document_bytes)
+
+    def paths(self) -> list[Path]:
+        """The files, each once.
+
+        Raises:
+            UserError: a pattern matches nothing, or a file's ending isn't one that can be read.
+        """
+        found: dict[Path, None] = {}
+        for pattern in self.files:
+            matches = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
+            matches = [match for match in matches if os.path.isfile(match)]
+            if not matches:
+                folder = os.path.isdir(os.path.expanduser(pattern))
+                hint = f"it is a folder: write '{pattern}/*.txt'" if folder else "check the path"
+                raise UserError(f"corpus.files: no file matches '{pattern}'; {hint}")
+            found.update((Path(match), None) for match in matches)
+        for path in found:
+            if text_files.ending(path) not in text_files.READERS:
+                raise UserError(
+                    f"corpus.files: {path}: can't read this kind of file "
+                    f"(known: {', '.join(text_files.READERS)}, each also .gz or .zst)"
+                )
+        return list(found)
+
+    def documents(self) -> Iterator[str]:
+        for path in self.paths():
+            yield from text_files.read(path, self.cutting)
+
+    def fingerprint(self) -> str:
+        contents = []
+        for path in self.paths():
+            status = path.stat()
+            digest = _file_digest(path.resolve(), status.st_size, status.st_mtime_ns)
+            contents.append((text_files.ending(path), path.suffix.lower(), digest))
+        return _digest("text", self.cutting, contents)
+
+
+@functools.cache
+def _file_digest(path: Path, size: int, mtime_ns: int) -> str:
+    """Hash of a file's bytes, about 1 s for each GB; remembered while size and time stay."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "blake2b").hexdigest()
+
+
+# ── the Hugging Face hub ───────────────────────────────────────────────────────────────────────
+
+
+@register("corpus", "huggingface")
+class HuggingFace(Corpus):
+    """A data set of the Hugging Face hub, or a local folder that `datasets` can read.
+
+    `path`, `config`, `split` and `revision` are those of `datasets.load_dataset`; the text is in
+    `column`. With `streaming` nothing is stored and each pass reads over the network. The
+    fingerprint is the hub's commit, or for a local folder a hash of its files.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        config: str | None = None,
+        split: str = "train",
+        column: str = "text",
+        revision: str | None = None,
+        streaming: bool = False,
+    ) -> None:
+        self.path = path
+        self.config = config
+        self.split = split
+        self.column = column
+        self.revision = revision
+        self.streaming = streaming
+
+    def documents(self) -> Iterator[str]:
+        with self._explained():
+            import datasets
+
+            rows = datasets.load_dataset(
+                self.path,
+                self.config,
+                split=self.split,
+                revision=self.revision,
+                streaming=self.streaming,
+            )
+            if rows.column_names is not None:  # a stream may not know before it is read
+                text_files.check_column(self.column, rows.column_names, f"data set '{self.path}'")
+                rows = rows.select_columns(self.column)
+            for number, row in enumerate(rows, 1):
+                place = f"data set '{self.path}': row {number}"
+                text_files.check_column(self.column, list(row), place)
+                yield text_files.string(row[self.column], self.column, place)
+
+    def fingerprint(self) -> str:
+        with self._explained():
+            content: Any
+            if (folder := Path(self.path).expanduser()).exists():
+                files = sorted(file for file in folder.rglob("*") if file.is_file())
+                content = [
+                    (
+                        file.relative_to(folder).as_posix(),
+                        _file_digest(file, file.stat().st_size, file.stat().st_mtime_ns),
+                    )
+                    for file in files
+                ]
+            else:
+                import datasets
+
+                # The hub's commit; from the local cache when offline.
+                content = datasets.load_dataset_builder(
+                    self.path, self.config, revision=self.revision
+                ).hash
+            return _digest("huggingface", self.config, self.split, self.column, content)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:  # datasets raises a dozen kinds, chained several deep
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise UserError(
+                f"corpus.path: can't load data set '{self.path}' ({reason}); check the name, "
+                "config and split, or fetch it once where there is a network"
+            ) from error

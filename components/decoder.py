@@ -1,0 +1,144 @@
+"""The decoder: embedding, a stack of blocks, an output layer, composed through the registry.
+
+    tokens (B, T) ─ embedding ─ position.embed ─ block 0 … L-1 ─ [final norm] ─ hidden (B, T, D)
+    hidden (B, T, D) ─ output layer (the embedding's own matrix if tied) ─ logits (B, T, V)
+
+The composition is thin: it builds modules and calls them in order, and each component owns its
+fast path. What a model has and what a token costs is counted on the model itself, built on torch's
+meta device, where tensors have shapes and no numbers.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from components.block import Block, Parts
+from components.dims import Dims
+from components.ffn import NoFFN
+from components.init import initialise
+from components.position import Position
+from components.registry import Spec
+
+
+class Decoder(nn.Module):
+    """A causal language model.
+
+    Args:
+        dims: the dimensions that all parts share.
+        specs: a Spec for each of norm, ffn, position, mixer, block, init.
+        tie_embeddings: the output layer uses the embedding's matrix.
+    """
+
+    def __init__(self, dims: Dims, specs: Mapping[str, Spec], tie_embeddings: bool) -> None:
+        super().__init__()
+        self.dims, self.specs = dims, dict(specs)
+        norm = specs["norm"].build
+
+        def ffn(layer: int) -> nn.Module | None:
+            built = specs["ffn"].build(dims, layer)
+            return None if isinstance(built, NoFFN) else built
+
+        self.tok_emb = nn.Embedding(dims.vocab_size, dims.d_model)
+        self.position: Position = specs["position"].build(dims)
+        self.drop = nn.Dropout(dims.dropout)
+        self.blocks: nn.ModuleList = nn.ModuleList()
+        for layer in range(dims.n_layers):
+            parts = Parts(
+                dims,
+                norm=norm,
+                mixer=lambda layer=layer: specs["mixer"].build(dims, layer, norm),  # type: ignore[misc]
+                ffn=lambda layer=layer: ffn(layer),  # type: ignore[misc]
+            )
+            self.blocks.append(specs["block"].build(parts))
+        last: Block = self.blocks[-1]  # type: ignore[assignment]
+        self.final_norm = norm(dims.d_model) if last.final_norm else None
+        self.lm_head = (
+            None if tie_embeddings else nn.Linear(dims.d_model, dims.vocab_size, bias=False)
+        )
+
+    @property
+    def output_weight(self) -> Tensor:
+        """`(V, D)`: the output layer's matrix, the embedding's own if tied."""
+        return self.tok_emb.weight if self.lm_head is None else self.lm_head.weight
+
+    def initialise(self, seed: int) -> "Decoder":
+        """Draws all initial values; see components/init.py. Returns the model itself."""
+        initialise(self, self.specs["init"].build(), self.dims, seed)
+        return self
+
+    def forward(self, tokens: Tensor, caches: "Caches | None" = None) -> Tensor:
+        """`(B, T)` token ids -> `(B, T, D)` final hidden states.
+
+        With caches the tokens follow those already in them.
+        """
+        start = caches.filled if caches is not None else 0
+        length = tokens.shape[1]
+        positions = torch.arange(start, start + length, device=tokens.device)
+        x = self.drop(self.position.embed(self.tok_emb(tokens), positions))
+        tables = self.position.tables(positions, start + length)
+        for layer, block in enumerate(self.blocks):
+            cache = caches.layers[layer] if caches is not None else None
+            x = block(x, self.position, tables, cache)
+        if caches is not None:
+            caches.filled += length
+        return x if self.final_norm is None else self.final_norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """`(..., D)` -> `(..., V)`."""
+        return F.linear(hidden, self.output_weight)
+
+    def new_caches(self, batch: int, length: int) -> "Caches":
+        """Empty caches for generating up to `length` tokens in `batch` sequences."""
+        return Caches([block.mixer.cache(batch, length) for block in self.blocks])  # type: ignore[union-attr,operator]
+
+
+@dataclass
+class Caches:
+    """One cache per block, each of its mixer's own kind, and how many tokens they hold."""
+
+    layers: list[Any]
+    filled: int = 0
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a model has and what a token costs, counted, not computed from a formula.
+
+    Attributes:
+        parameters: trained numbers; a tied matrix once.
+        non_embedding: without token embedding, position table and output layer.
+        flops_per_token: floating-point operations of a training step, forward and backward,
+            per token at the given length, by torch's counter on the meta device: matrix
+            products and attention over all T x T scores; elementwise work is not in it.
+        by_name: parameters by name.
+    """
+
+    parameters: int
+    non_embedding: int
+    flops_per_token: float
+    by_name: dict[str, int] = field(repr=False)
+
+
+def count(
+    dims: Dims, specs: Mapping[str, Spec], tie_embeddings: bool, seq_len: int, flops: bool = True
+) -> Counts:
+    """Counts a model of these parts without holding a single number of it."""
+    with torch.device("meta"):
+        model = Decoder(dims, specs, tie_embeddings)
+        by_name = {name: p.numel() for name, p in model.named_parameters()}
+        embeddings = sum(
+            n for name, n in by_name.items() if name.startswith(("tok_emb", "position", "lm_head"))
+        )
+        total = sum(by_name.values())
+        spent = 0.0
+        if flops:
+            tokens = torch.zeros(1, seq_len, dtype=torch.long)
+            with FlopCounterMode(display=False) as counter:
+                model.logits(model(tokens)).float().sum().backward()
+            spent = counter.get_total_flops() / seq_len
+    return Counts(total, total - embeddings, spent, by_name)

@@ -1,0 +1,365 @@
+"""The registry: the only path by which an experiment gets a component.
+
+    @register("norm", "rmsnorm")
+    class RMSNorm(nn.Module):
+        def __init__(self, width: int, *, eps: float = 1e-6): ...
+
+Positional parameters of `__init__` are what the harness passes (dimensions, a layer's index).
+Keyword-only parameters are what YAML may set: their annotations and defaults, turned into a frozen
+pydantic model, are the schema. One place holds a component's names, types, defaults and words.
+
+A component comes in three ways: the files of this package, `imports:` in an experiment (a path to
+a .py file), and `package.module:Class` written where a name would stand. Installed packages may
+also announce theirs under the entry-point group `ceteris.components`.
+
+Nothing here imports torch: the command line lists and checks components before it is needed.
+"""
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pydantic
+import pydantic_core
+from pydantic_core import core_schema
+
+BUILTIN = tuple(
+    "activation block corpus ffn filter init mixer norm objective optimizer position schedule "
+    "tokenizer".split()  # noqa: SIM905
+)
+
+Cls = TypeVar("Cls", bound=type)
+
+
+class UserError(Exception):
+    """Something a person can put right: printed as one line, exit code 2, no traceback."""
+
+
+class Closed(pydantic.BaseModel):
+    """The base of every schema: strict, frozen, and no key that nothing reads."""
+
+    model_config = pydantic.ConfigDict(
+        extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True, allow_inf_nan=False
+    )
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered component: its class, and what its signature says."""
+
+    kind: str
+    name: str
+    cls: type
+    source: str
+
+    @property
+    def summary(self) -> str:
+        """The first line of the class's docstring."""
+        return (inspect.getdoc(self.cls) or "").split("\n")[0]
+
+    @cached_property
+    def schema(self) -> type[Closed]:
+        """The keyword-only parameters of `__init__` as a frozen pydantic model."""
+        fields: dict[str, Any] = {}
+        hints = typing.get_type_hints(self.cls.__init__, include_extras=True)  # type: ignore[misc]
+        for parameter in inspect.signature(self.cls).parameters.values():
+            if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+                continue
+            if parameter.name not in hints:
+                raise UserError(
+                    f"{self.source}: {self.kind} '{self.name}': parameter '{parameter.name}' "
+                    "needs a type annotation, which is what YAML values are checked against"
+                )
+            required = parameter.default is inspect.Parameter.empty
+            default = (
+                pydantic.Field()
+                if required
+                else pydantic.Field(default=parameter.default, validate_default=True)
+            )
+            fields[parameter.name] = (hints[parameter.name], default)
+        return pydantic.create_model(self.cls.__name__, __base__=Closed, **fields)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A component chosen and checked, not yet built: what a slot in an experiment holds."""
+
+    kind: str
+    name: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def entry(self) -> Entry:
+        return get(self.kind, self.name)
+
+    def build(self, *harness: Any) -> Any:
+        """The component itself; `harness` are its positional parameters."""
+        return self.entry.cls(*harness, **self.params)
+
+    def dump(self, defaults: bool = True) -> dict[str, Any]:
+        """Plain data, as YAML would write it; without `defaults`, only what differs from them."""
+        model = self.entry.schema.model_fields
+        plain: dict[str, Any] = {"name": self.name}
+        for key, value in self.params.items():
+            if defaults or plain_value(value, False) != default_value(model[key]):
+                plain[key] = plain_value(value, defaults)
+        return plain
+
+    def __hash__(self) -> int:
+        return hash((self.kind, self.name, repr(self.dump())))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Spec) and (self.kind, self.dump()) == (other.kind, other.dump())
+
+
+def plain_value(value: Any, defaults: bool = True) -> Any:
+    """`value` as JSON would hold it; nested components become mappings."""
+    if isinstance(value, Spec):
+        return value.dump(defaults)
+    if isinstance(value, tuple | list):
+        return [plain_value(item, defaults) for item in value]
+    if isinstance(value, Mapping):
+        return {key: plain_value(item, defaults) for key, item in value.items()}
+    return value
+
+
+def default_value(info: pydantic.fields.FieldInfo) -> Any:
+    """A field's default as `plain_value` would write it, so that the two compare."""
+    default = info.get_default(call_default_factory=True)
+    for marker in info.metadata:
+        if isinstance(marker, Slot) and isinstance(default, str | dict):
+            default = spec(marker.kind, default)
+    return plain_value(default, False)
+
+
+class Slot:
+    """Marks a place in a schema that takes a component: `Annotated[Spec, Slot("norm")]`.
+
+    The name is looked up when a value is checked, not when the schema is made, so that a third
+    party's component needs no rebuilding of any schema. YAML may write `rmsnorm`,
+    `{name: rmsnorm, eps: 1e-6}` or `package.module:Class`.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def __repr__(self) -> str:
+        return f"a {self.kind} component"
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+        def check(value: Any) -> Spec:
+            if isinstance(value, Spec):
+                return value
+            return self.check(value)
+
+        return core_schema.no_info_plain_validator_function(
+            check,
+            serialization=core_schema.plain_serializer_function_ser_schema(lambda s: s.dump()),
+        )
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
+        return {"description": repr(self)}
+
+    def check(self, value: Any) -> Spec:
+        """Raises pydantic's errors, so that they come out together with the rest, with paths."""
+        if isinstance(value, str):
+            value = {"name": value}
+        if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+            raise pydantic_core.PydanticCustomError(
+                "component_form",
+                "needs the name of a component, or a mapping with 'name' (known: {known})",
+                {"known": ", ".join(names(self.kind))},
+            )
+        try:
+            entry = get(self.kind, value["name"])
+        except UserError as error:
+            raise pydantic_core.PydanticCustomError(
+                "unknown_component", "{message}", {"message": str(error)}
+            ) from None
+        params = {key: item for key, item in value.items() if key != "name"}
+        model = entry.schema.model_validate_json(_json(params))
+        return Spec(self.kind, entry.name, {k: getattr(model, k) for k in type(model).model_fields})
+
+
+def _json(data: Any) -> bytes:
+    # Strict JSON mode takes a list for a tuple and still refuses "4" for an int; Specs that are
+    # already built pass through their plain form.
+    return pydantic_core.to_json(
+        data, fallback=lambda v: plain_value(v), inf_nan_mode="constants", by_alias=False
+    )
+
+
+_entries: dict[tuple[str, str], Entry] = {}
+_loaded = False
+
+
+def register(kind: str, name: str) -> Callable[[Cls], Cls]:
+    """Class decorator: makes the class the component `name` of `kind`.
+
+    Raises:
+        UserError: another class has that kind and name; names both places.
+    """
+
+    def add(cls: Cls) -> Cls:
+        source = _place(cls)
+        known = _entries.get((kind, name))
+        if known is not None and known.source != source:
+            raise UserError(
+                f"{source}: the {kind} '{name}' is already registered by {known.source}; "
+                "give one of them another name"
+            )
+        _entries[kind, name] = Entry(kind, name, cls, source)
+        return cls
+
+    return add
+
+
+def _place(cls: type) -> str:
+    """`file:line` of a class, the file relative to where we are when it lies below."""
+    module = sys.modules.get(cls.__module__)
+    file = Path(getattr(module, "__file__", None) or cls.__module__)
+    try:
+        line = inspect.getsourcelines(cls)[1]
+    except (OSError, TypeError):
+        line = 0
+    try:
+        file = file.resolve().relative_to(Path.cwd())
+    except (ValueError, OSError):
+        pass
+    return f"{file}:{line}"
+
+
+def load_builtin() -> None:
+    """Imports this package's kinds and what installed packages announce; once."""
+    global _loaded
+    if _loaded:
+        return
+    _loaded = True
+    for kind in BUILTIN:
+        importlib.import_module(f"components.{kind}")
+    for point in entry_points(group="ceteris.components"):
+        point.load()
+
+
+def load_file(path: Path) -> None:
+    """Imports a third party's .py file, whose `@register` lines then take effect.
+
+    Raises:
+        UserError: no such file, or it does not import; says which line of it failed.
+    """
+    path = path.resolve()
+    name = "ceteris_import_" + hashlib.blake2b(str(path).encode(), digest_size=6).hexdigest()
+    if name in sys.modules:
+        return
+    if not path.is_file():
+        raise UserError(f"imports: no file {path}")
+    loader = importlib.util.spec_from_file_location(name, path)
+    if loader is None or loader.loader is None:
+        raise UserError(f"imports: {path} is not a Python file (its name should end in .py)")
+    module = importlib.util.module_from_spec(loader)
+    sys.modules[name] = module
+    load_builtin()
+    try:
+        loader.loader.exec_module(module)
+    except UserError:
+        del sys.modules[name]
+        raise
+    except Exception as error:
+        del sys.modules[name]
+        line = _line_in(error.__traceback__, str(path)) or getattr(error, "lineno", None)
+        raise UserError(
+            f"imports: {path}:{line or 1}: {type(error).__name__}: {error}; mend the file"
+        ) from error
+
+
+def _line_in(trace: types.TracebackType | None, file: str) -> int | None:
+    line = None
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == file:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return line
+
+
+def get(kind: str, name: str) -> Entry:
+    """The entry of a kind and name.
+
+    Raises:
+        UserError: no such component; says which there are.
+    """
+    load_builtin()
+    if (kind, name) in _entries:
+        return _entries[kind, name]
+    if ":" in name:
+        return _by_path(kind, name)
+    known = names(kind)
+    raise UserError(f"unknown {kind} '{name}'{did_you_mean(name, known)}")
+
+
+def _by_path(kind: str, path: str) -> Entry:
+    module_name, _, attribute = path.partition(":")
+    try:
+        cls = getattr(importlib.import_module(module_name), attribute)
+    except Exception as error:
+        raise UserError(f"{kind} '{path}' can't be imported: {error}") from error
+    if not isinstance(cls, type):
+        raise UserError(f"{kind} '{path}' is not a class")
+    return _entries.setdefault((kind, path), Entry(kind, path, cls, _place(cls)))
+
+
+def names(kind: str) -> list[str]:
+    """Registered names of one kind, sorted."""
+    load_builtin()
+    return sorted(name for k, name in _entries if k == kind)
+
+
+def kinds() -> list[str]:
+    load_builtin()
+    return sorted({kind for kind, _ in _entries})
+
+
+def entries() -> Iterator[Entry]:
+    """Everything registered, by kind and name."""
+    load_builtin()
+    return iter(_entries[key] for key in sorted(_entries))
+
+
+def spec(kind: str, value: "str | Mapping[str, Any] | Spec") -> Spec:
+    """`value` as YAML writes it (or a Spec already) checked against the registry.
+
+    Raises:
+        UserError: it names no component, or a parameter is wrong.
+    """
+    if isinstance(value, Spec):
+        return value
+    try:
+        return Slot(kind).check(value)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{kind} {value!r}: {where}: {first['msg']}") from None
+    except pydantic_core.PydanticCustomError as error:
+        raise UserError(error.message()) from None
+
+
+def build(kind: str, value: "str | Mapping[str, Any] | Spec", *harness: Any) -> Any:
+    """Checks and builds in one go, for a component that holds another."""
+    return spec(kind, value).build(*harness)
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """` — did you mean 'x'? (known: x, y)`: the tail of every message about a wrong name."""
+    close = difflib.get_close_matches(word, known, n=1)
+    hint = f" — did you mean '{close[0]}'?" if close else ""
+    return f"{hint} (known: {', '.join(known)})" if known else f"{hint} (none is known)"

@@ -1,0 +1,1 @@
+"""One run: its configuration, data, training, checkpoints, generation and record."""

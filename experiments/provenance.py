@@ -1,0 +1,72 @@
+"""Where a run comes from: code, versions, hardware, data and command."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    *("torch", "accelerate", "numpy", "pydantic", "tokenizers", "datasets", "safetensors"),
+    "einops",
+)
+LARGEST_PATCH = 1 << 20  # bytes
+
+
+def describe(device: str, processes: int) -> dict[str, Any]:
+    """What an attempt at a run ran on and from; nothing of the environment's variables."""
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "git": git(Path(__file__).parent),
+        "python": platform.python_version(),
+        "versions": {name: installed(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "cpu": cpu(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "device": device,
+        "processes": processes,
+    }
+
+
+def installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def cpu() -> str:
+    """The processor's name as Linux tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), "")
+
+
+def git(folder: Path) -> dict[str, Any] | None:
+    """Commit and uncommitted changes of the source; None where it is no checkout."""
+
+    def ask(*words: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(folder), *words], capture_output=True, timeout=20, check=True
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.decode(errors="replace")
+
+    commit = ask("rev-parse", "HEAD")
+    if commit is None:
+        return None
+    patch = ask("diff", "HEAD") or ""
+    return {
+        "commit": commit.strip(),
+        "patch": patch if len(patch) <= LARGEST_PATCH else f"{len(patch)} characters, not kept",
+    }

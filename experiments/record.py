@@ -1,0 +1,250 @@
+"""The run directory: what a run leaves behind, and the only thing that tables are made from.
+
+    runs/<id>/
+        experiment.yaml     the resolved experiment, every default filled in
+        provenance.json     commit and patch, versions, hardware, data fingerprint, command
+        metrics.jsonl       what was measured, by step and tokens; byte-identical after a resume
+        timing.jsonl        how long it took; the one record that differs between two machines
+        checkpoints/        weights and optimizer, see checkpoint.py
+        running.json        who runs it and how far it is; refreshed while it runs
+        failure.json        why the last attempt stopped, if it crashed
+        result.json         written once, atomically, last
+        log.txt             what a worker printed
+    runs/sweeps/<name>.json the rows of a sweep and their runs, see sweeps/manifest.py
+
+Nothing here imports torch: `status` and `table` answer at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from components.registry import UserError
+
+__all__ = ["Run", "UserError", "append_rows", "read_json", "read_rows", "write_atomically"]
+
+SCHEMA = 1
+
+
+def write_atomically(path: Path, text: str, durable: bool = True) -> None:
+    """Writes beside and renames, so that a reader sees the old file or the new one, never half.
+
+    `durable` waits until the disk has it, so that it outlives the machine too.
+
+    Raises:
+        UserError: the disk is full or the folder can't be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise disk_error(error, path) from error
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """`data` as indented JSON, atomically. Floats keep every digit."""
+    write_atomically(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
+
+
+def disk_error(error: OSError, path: Path) -> UserError:
+    """One line for an operating-system error on `path`."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(f"{path}: no space left on the disk; free some, then run the same again")
+    return UserError(f"{path}: {error.strerror or error}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file.
+
+    Raises:
+        UserError: it can't be read, or holds something else.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: can't be read: {error}") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: holds {type(data).__name__}, not the record of a run")
+    return data
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a .jsonl file; a last line cut off in the middle is left out.
+
+    Raises:
+        UserError: another line is damaged; names it.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"{path}: can't be read: {error.strerror}") from error
+    rows = []
+    for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is incomplete
+        try:
+            row = json.loads(line)
+        except ValueError:
+            raise UserError(f"{path}:{number}: not a JSON row; is this a run's record?") from None
+        rows.append(row)
+    return rows
+
+
+def last_row(path: Path) -> dict[str, Any] | None:
+    """The newest whole row, reading only the end of the file."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
+            lines = file.read().split(b"\n")[:-1]
+        return json.loads(lines[-1]) if lines else None
+    except (OSError, ValueError):
+        return None
+
+
+def append_rows(path: Path, *rows: dict[str, Any]) -> None:
+    """Adds whole rows at the end, each one line."""
+    text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise disk_error(error, path) from error
+
+
+def truncate(path: Path, size: int) -> None:
+    """Cuts what was written after the checkpoint that training goes on from (bytes)."""
+    path.touch()
+    os.truncate(path, size)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's directory.
+
+    `state` is one of: done, diverged, failed, running, interrupted (it has begun and nobody works
+    on it: the next start goes on from its checkpoint), pending (nothing there yet).
+    """
+
+    root: Path
+    id: str
+
+    @property
+    def folder(self) -> Path:
+        return self.root / self.id
+
+    def __truediv__(self, name: str) -> Path:
+        return self.folder / name
+
+    @property
+    def state(self) -> str:
+        if (self / "result.json").exists():
+            return str(read_json(self / "result.json").get("status", "done"))
+        if self.locked:
+            return "running"
+        if (self / "failure.json").exists():
+            return "failed"
+        return "interrupted" if (self / "experiment.yaml").exists() else "pending"
+
+    @property
+    def locked(self) -> bool:
+        """Whether a living process works on this run (it holds the lock; a dead one can't)."""
+        try:
+            descriptor = os.open(self / "lock", os.O_RDWR)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the run for this process; the kernel lets go when the process ends, however.
+
+        Raises:
+            UserError: somebody else works on it; says who.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise disk_error(error, self.folder) from error
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(
+                    f"{self.folder}: another process works on this run ({self.owner}); "
+                    "wait for it, or stop it with: run.py cancel"
+                ) from None
+            yield
+        finally:
+            os.close(descriptor)
+
+    @property
+    def owner(self) -> str:
+        with contextlib.suppress(UserError):
+            live = read_json(self / "running.json")
+            return f"process {live.get('pid')} on {live.get('host')}"
+        return "not yet named"
+
+    def heartbeat(self, **progress: Any) -> None:
+        """Refreshes running.json: who runs this and how far it is."""
+        who = {"schema": SCHEMA, "pid": os.getpid(), "host": socket.gethostname()}
+        beat = {**who, "updated": time.time(), **progress}
+        write_atomically(self / "running.json", json.dumps(beat) + "\n", durable=False)
+
+    def live(self) -> dict[str, Any]:
+        """What the newest heartbeat said; empty if there is none."""
+        with contextlib.suppress(UserError):
+            return read_json(self / "running.json")
+        return {}
+
+
+def find(root: Path, prefix: str) -> Run:
+    """The run whose id begins with `prefix`, or that lies at this path.
+
+    Raises:
+        UserError: none or several; says which.
+    """
+    as_path = Path(prefix)
+    if (as_path / "experiment.yaml").is_file():
+        return Run(as_path.resolve().parent, as_path.resolve().name)
+    ids = all_ids(root)
+    if prefix in ids:
+        return Run(root, prefix)
+    found = [name for name in ids if name.startswith(prefix)] if prefix else []
+    if len(found) == 1:
+        return Run(root, found[0])
+    if found:
+        raise UserError(f"run '{prefix}' may mean {', '.join(found[:6])}: write more of it")
+    where = f"{root} holds {len(ids)} runs; list them with: run.py status" if ids else "no runs yet"
+    raise UserError(f"no run '{prefix}' in {root} ({where})")
+
+
+def all_ids(root: Path) -> list[str]:
+    """Ids of every run below `root`, sorted."""
+    if not root.is_dir():
+        return []
+    return sorted(p.parent.name for p in root.glob("*/experiment.yaml"))

@@ -1,0 +1,176 @@
+"""The schema of an experiment file: everything scientific about one training, seed excepted.
+
+Strict, frozen, closed: `"4"` is no integer, and a key that nothing reads is an error. Every field
+is science, and part of a run's identity, unless it is declared `EXECUTION`: how and where a run is
+carried out, which must not change what it finds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from components.registry import Closed, Slot, Spec
+
+if TYPE_CHECKING:
+    from components.dims import Dims
+
+
+def _whole(value: Any) -> Any:
+    # `tokens: 1e6` is how people write a million; 1.5 stays a float and is refused.
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Count = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
+EXECUTION: dict[str, Any] = {"execution": True}  # json_schema_extra of fields outside the identity
+
+
+def component(kind: str, default: str) -> Any:
+    """A field that takes a component; YAML writes its name, or a mapping with `name`."""
+    return Field(default=default, validate_default=True, description=f"a {kind} component")
+
+
+class Model(Closed):
+    """What the model is made of."""
+
+    d_model: Annotated[Count, Field(description="width of the residual stream")]
+    n_layers: Annotated[Count, Field(description="number of blocks")]
+    n_heads: Annotated[Count, Field(description="query heads")] = 1
+    head_dim: Annotated[Count | None, Field(description="d_model / n_heads unless given")] = None
+    max_seq_len: Annotated[Count | None, Field(description="training.seq_len unless given")] = None
+    tie_embeddings: Annotated[bool, Field(description="output layer = embedding")] = True
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    norm: Annotated[Spec, Slot("norm")] = component("norm", "layernorm")
+    position: Annotated[Spec, Slot("position")] = component("position", "learned")
+    mixer: Annotated[Spec, Slot("mixer")] = component("mixer", "attention")
+    ffn: Annotated[Spec, Slot("ffn")] = component("ffn", "mlp")
+    block: Annotated[Spec, Slot("block")] = component("block", "pre")
+    init: Annotated[Spec, Slot("init")] = component("init", "fan_in")
+
+    @property
+    def specs(self) -> dict[str, Spec]:
+        """The component chosen for each part, by kind."""
+        return {name: value for name, value in self if isinstance(value, Spec)}
+
+
+class Data(Closed):
+    """The text, how it becomes tokens, and what is held out."""
+
+    corpus: Annotated[Spec, Slot("corpus")] = component("corpus", "python_docs")
+    filters: tuple[Annotated[Spec, Slot("filter")], ...] = ()
+    tokenizer: Annotated[Spec, Slot("tokenizer")] = component("tokenizer", "bytes")
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    split_seed: Annotated[int, Field(ge=0)] = 0
+
+
+class Training(Closed):
+    """How the model is trained, in tokens and sequences."""
+
+    tokens: Annotated[Count, Field(description="budget: tokens trained on")]
+    seq_len: Annotated[Count, Field(description="tokens in one sequence")]
+    global_batch_size: Annotated[Count, Field(description="sequences in one step")]
+    lr: Annotated[float, Field(gt=0, description="peak learning rate")]
+    optimizer: Annotated[Spec, Slot("optimizer")] = component("optimizer", "adamw")
+    schedule: Annotated[Spec, Slot("schedule")] = component("schedule", "cosine")
+    objective: Annotated[Spec, Slot("objective")] = component("objective", "cross_entropy")
+    grad_clip: Annotated[float | None, Field(gt=0, description="largest gradient norm")] = 1.0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.seq_len * self.global_batch_size
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps: the budget in whole batches."""
+        return self.tokens // self.tokens_per_step
+
+
+class Evaluation(Closed):
+    """When and on how much of the validation split the loss is measured."""
+
+    every_tokens: Annotated[Count | None, Field(description="null: at the end only")] = None
+    tokens: Annotated[Count, Field(description="validation tokens, the same each time")] = 65536
+
+
+class Execution(Closed):
+    """How a run is carried out; no part of its identity."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    micro_batch_size: Annotated[
+        Count | None, Field(description="sequences at once on one device; null: all of them")
+    ] = None
+    compile: Annotated[bool, Field(description="torch.compile")] = False
+    threads: Annotated[Count | None, Field(description="CPU threads; null: as torch finds")] = None
+    log_every: Annotated[Count, Field(description="steps between rows of metrics.jsonl")] = 10
+    checkpoint_minutes: Annotated[
+        float, Field(ge=0, description="work that a crash may cost; 0: every step")
+    ] = 5.0
+
+
+class Experiment(Closed):
+    """One YAML file: everything scientific about one training, seed excepted."""
+
+    description: Annotated[str, Field(json_schema_extra=EXECUTION)] = ""
+    imports: Annotated[tuple[str, ...], Field(json_schema_extra=EXECUTION)] = ()
+    model: Model
+    data: Data = Field(default_factory=Data)
+    training: Training
+    evaluation: Evaluation = Field(default_factory=Evaluation)
+    execution: Annotated[Execution, Field(default_factory=Execution, json_schema_extra=EXECUTION)]
+
+    @property
+    def max_seq_len(self) -> int:
+        return self.model.max_seq_len or self.training.seq_len
+
+    def dims(self, vocab_size: int) -> Dims:
+        """The dimensions that the harness passes to components."""
+        from components.dims import Dims
+
+        m = self.model
+        return Dims(
+            d_model=m.d_model,
+            n_layers=m.n_layers,
+            n_heads=m.n_heads,
+            head_dim=m.head_dim or m.d_model // m.n_heads,
+            max_seq_len=self.max_seq_len,
+            vocab_size=vocab_size,
+            dropout=m.dropout,
+        )
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """What no single field can tell: (dotted path, message) for each."""
+        m, t = self.model, self.training
+        if m.head_dim is None and m.d_model % m.n_heads:
+            yield "model.n_heads", f"n_heads {m.n_heads} does not divide d_model {m.d_model}"
+            return
+        if t.seq_len > self.max_seq_len:
+            yield (
+                "training.seq_len",
+                f"seq_len {t.seq_len} is longer than model.max_seq_len {self.max_seq_len}",
+            )
+        if t.steps < 1:
+            yield (
+                "training.tokens",
+                f"{t.tokens} tokens are less than one step of {t.global_batch_size} x {t.seq_len} "
+                f"= {t.tokens_per_step}",
+            )
+        micro = self.execution.micro_batch_size
+        if micro is not None and t.global_batch_size % micro:
+            yield (
+                "execution.micro_batch_size",
+                f"{micro} does not divide global_batch_size {t.global_batch_size}",
+            )
+        dims = self.dims(vocab_size=1)
+        for slot, spec in m.specs.items():
+            check = getattr(spec.entry.cls, "check", None)
+            for param, message in check(dims, dict(spec.params)) if check else ():
+                yield ".".join(filter(None, ("model", slot, param))), message
+        if m.norm.name == "none" and m.mixer.params.get("qk_norm"):
+            yield "model.mixer.qk_norm", "qk_norm uses the model's norm, which is none"
+
+
+PRESETS = Path(__file__).parent / "presets"

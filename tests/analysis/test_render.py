@@ -1,0 +1,97 @@
+"""Each renderer's output, whole, against a stored copy. UPDATE_GOLDEN=1 writes the copies anew."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from analysis.render import RENDERERS, escape_latex, escape_markdown, latex, terminal
+from analysis.results import read_manifest, read_runs
+from analysis.table import Table, ablation_table
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture
+def table(manifest_path: Path) -> Table:
+    manifest = read_manifest(manifest_path)
+    return ablation_table(manifest, read_runs(manifest, manifest_path.parents[1]))
+
+
+def rendered(table: Table, name: str) -> str:
+    if name in RENDERERS:
+        return RENDERERS[name](table)
+    from rich.console import Console
+
+    width = int(name.removeprefix("terminal-"))
+    console = Console(width=width, file=io.StringIO(), color_system=None, _environ={})
+    with console.capture() as capture:
+        console.print(terminal(table, width))
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+
+
+@pytest.mark.parametrize("name", [*RENDERERS, "terminal-150", "terminal-80"])
+def test_output_is_as_stored(table: Table, name: str) -> None:
+    path = GOLDEN / f"{name}.txt"
+    text = rendered(table, name)
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_text(text, encoding="utf-8")
+    assert text == path.read_text(encoding="utf-8")
+
+
+def test_latex_is_balanced_and_escaped(table: Table) -> None:
+    tex = latex(table)
+    opened: list[str] = []
+    for verb, name in re.findall(r"\\(begin|end)\{(\w+)\}", tex):
+        if verb == "begin":
+            opened.append(name)
+        else:
+            assert opened.pop() == name
+    assert not opened and tex.count(r"\begin{table}") == 1
+    # Take away what is escaped, the comment and the arguments: nothing that TeX acts on is left.
+    bare = re.sub(r"\\[&%$#_{}]", "", tex.split("\n", 1)[1])
+    assert bare.count("{") == bare.count("}") and bare.count("$") % 2 == 0
+    outside_math = re.sub(r"\$[^$]*\$", "", bare)
+    assert not set("%#~^_<>|").intersection(outside_math)
+    body = tex[tex.index(r"\toprule") : tex.index(r"\bottomrule")]
+    lines = [line for line in body.splitlines() if line.endswith(r"\\")]
+    full = [line for line in lines if r"\multicolumn" not in line]
+    assert len(full) == 7 and len(lines) == 9
+    assert {len(re.findall(r"(?<!\\)&", line)) for line in full} == {7}
+    # Each row follows \\ or a rule, both of which would take [ for an optional argument.
+    assert not any(line.lstrip().startswith(("[", "*")) for line in lines)
+    assert tex.isascii()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a&b_c%$#{}", r"a\&b\_c\%\$\#\{\}"),
+        ("\\~^<>|", r"\textbackslash{}\textasciitilde{}\textasciicircum{}"
+                    r"\textless{}\textgreater{}\textbar{}"),
+        ("ReLU² ± −1 --x", r"ReLU$^{2}$ $\pm$ $-$1 -{}-x"),
+    ],
+)  # fmt: skip
+def test_latex_prints_the_text_as_it_stands(text: str, expected: str) -> None:
+    assert escape_latex(text) == expected
+
+
+def test_markdown_labels_cannot_break_the_table_or_act() -> None:
+    assert escape_markdown("a|b *c* <i> $x$ [t](u)") == r"a\|b \*c\* &lt;i&gt; \$x\$ [t]\(u)"
+
+
+def test_csv_and_json_carry_the_raw_numbers(table: Table) -> None:
+    rows = list(csv.DictReader(io.StringIO(RENDERERS["csv"](table))))
+    data = json.loads(RENDERERS["json"](table))
+    delta = data["rows"][1]["cells"]["delta_val_loss"]
+    assert data["schema"] == 1
+    assert delta["value"] == pytest.approx((3.95 - 4.00 + 3.973 - 4.02 + 3.962 - 4.013) / 3)
+    assert float(rows[1]["delta_val_loss_low"]) == delta["low"] < delta["value"] < delta["high"]
+    assert rows[1]["variant"] == r"A&B_50% $x|<y>\^~{#}"
+    assert (rows[3]["val_loss"], rows[3]["seeds_diverged"], rows[3]["marks"]) == ("", "1", "†")

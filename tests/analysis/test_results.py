@@ -1,0 +1,76 @@
+"""What is read is what was written; what is damaged is named, and nothing else is guessed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from analysis.results import in_state, read_curve, read_manifest, read_run, read_runs
+from experiments.record import UserError
+
+
+def test_each_run_is_found_in_its_state(manifest_path: Path) -> None:
+    manifest = read_manifest(manifest_path)
+    runs = read_runs(manifest, manifest_path.parents[1])
+    states = [[runs[row.runs[seed]].state for seed in (0, 1, 2)] for row in manifest.rows]
+    assert states[3:] == [
+        ["done", "diverged", "done"], ["done", "missing", "failed"], ["missing"] * 3
+    ]  # fmt: skip
+    assert list(in_state(manifest.rows[3], runs, "done")) == [0, 2]
+    assert runs[manifest.rows[4].runs[2]].reason == "disk full"  # one line, no escape codes
+
+
+def test_a_directory_without_a_result_is_unfinished(tmp_path: Path) -> None:
+    assert read_run(tmp_path).state == "unfinished"
+
+
+def test_a_result_outranks_an_older_failure(manifest_path: Path) -> None:
+    done = manifest_path.parents[1] / "0000000000-s0"
+    (done / "failure.json").write_text("{}")
+    assert read_run(done).state == "done"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"id": "ffffffffff-s0"}, "is the result of run"),
+        ({"seed": 7}, "planned it as seed 0"),
+        ({"schema": 2}, "another version"),
+        ({"status": "finished"}, "neither done nor diverged"),
+        ({"val/loss": None}, "no finite val/loss"),
+        ({"val/loss": float("nan")}, "no finite val/loss"),
+        ({"val/loss": True}, "no finite val/loss"),
+        (None, "result.json"),
+    ],
+)
+def test_a_foreign_or_damaged_result_is_one_line(
+    manifest_path: Path, change: dict[str, object] | None, words: str
+) -> None:
+    path = manifest_path.parents[1] / "0000000000-s0" / "result.json"
+    text = path.read_text()
+    path.write_text(text[:40] if change is None else json.dumps({**json.loads(text), **change}))
+    with pytest.raises(UserError, match=words) as error:
+        read_runs(read_manifest(manifest_path), manifest_path.parents[1])
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("run_id", ["../secret", "..", "", "a/b", 3])
+def test_a_manifest_cannot_lead_out_of_the_runs_directory(
+    manifest_path: Path, run_id: object
+) -> None:
+    data = json.loads(manifest_path.read_text())
+    data["rows"][1]["runs"]["0"] = run_id
+    manifest_path.write_text(json.dumps(data))
+    with pytest.raises(UserError, match=r"row 2: runs: '0'"):
+        read_manifest(manifest_path)
+
+
+def test_a_truncated_last_line_is_ignored_and_damage_elsewhere_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"tokens": 2, "val/loss": 4.0}\n{"tokens": 1, "val/loss": 5.0}\n{"tok')
+    assert read_curve(tmp_path) == {1: 5.0, 2: 4.0}
+    path.write_text('{"tokens": 1}\n{"tok\n{"tokens": 2}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2: "):
+        read_curve(tmp_path)
