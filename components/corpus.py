@@ -52,8 +52,8 @@ def _digest(*parts: object) -> str:
 # ── the documentation that every Python carries ────────────────────────────────────────────────
 
 _NOT_DOCUMENTATION = frozenset(
-    ("test", "tests", "idlelib", "lib2to3", "turtledemo", "pydoc_data", "site-packages")
-    + ("dist-packages", "lib-dynload", "__pycache__")
+    "test tests idlelib lib2to3 turtledemo pydoc_data site-packages dist-packages lib-dynload "
+    "__pycache__".split()
 )
 
 
@@ -192,13 +192,14 @@ class Text(Corpus):
         """
         found: dict[Path, None] = {}
         for pattern in self.files:
-            matches = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
-            matches = [match for match in matches if os.path.isfile(match)]
-            if not matches:
-                folder = os.path.isdir(os.path.expanduser(pattern))
+            pattern = str(Path(pattern).expanduser())
+            matches = map(Path, sorted(glob.glob(pattern, recursive=True)))  # noqa: PTH207
+            files = [match for match in matches if match.is_file()]
+            if not files:
+                folder = Path(pattern).is_dir()
                 hint = f"it is a folder: write '{pattern}/*.txt'" if folder else "check the path"
                 raise UserError(f"corpus.files: no file matches '{pattern}'; {hint}")
-            found.update((Path(match), None) for match in matches)
+            found.update(dict.fromkeys(files))
         for path in found:
             if text_files.ending(path) not in text_files.READERS:
                 raise UserError(

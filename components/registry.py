@@ -36,7 +36,7 @@ from pydantic_core import core_schema
 
 BUILTIN = tuple(
     "activation block corpus ffn filter init mixer norm objective optimizer position schedule "
-    "tokenizer".split()  # noqa: SIM905
+    "tokenizer".split()
 )
 
 Cls = TypeVar("Cls", bound=type)

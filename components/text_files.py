@@ -60,7 +60,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
             import pyarrow
 
             with pyarrow.input_stream(str(path), compression="zstd") as source:
-                yield io.BufferedReader(source)  # type: ignore[misc]
+                yield io.BufferedReader(source)
         else:
             with path.open("rb") as plain:
                 yield plain

@@ -210,7 +210,7 @@ def _prepare_alone(data: DataConfig, folder: Path, progress: bool) -> None:
     try:
         _write_shards(data, temporary, progress)
         shutil.rmtree(folder, ignore_errors=True)  # a damaged one
-        os.replace(temporary, folder)
+        temporary.replace(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -268,7 +268,7 @@ def _documents(data: DataConfig, progress: bool) -> Callable[[str], Iterator[tup
     """A function that starts a pass over (document, whether it is held out for validation)."""
     corpus = data.corpus.build()
     filters = [spec.build() for spec in data.filters]
-    key = data.split_seed.to_bytes(8, "little", signed=True)
+    key = str(data.split_seed).encode()
 
     def start(what: str) -> Iterator[tuple[str, bool]]:
         stream = corpus.documents()
@@ -384,3 +384,16 @@ def _open_shard(path: Path, dtype: str) -> np.ndarray:
     if path.stat().st_size == 0:  # which mmap refuses
         return np.empty(0, dtype=dtype)
     return np.memmap(path, dtype=dtype, mode="r")
+
+
+def planned_vocab_size(data: DataConfig, cache: Path) -> int:
+    """How many ids the tokenizer has, without tokenizing the corpus where that can be known."""
+    folder = cache / cache_key(data)
+    if _is_whole(folder):
+        return load(folder).vocab_size
+    asked = data.tokenizer.params.get("vocab_size")
+    if isinstance(asked, int):
+        return asked
+    if data.tokenizer.name == "characters":
+        return prepare(data, cache, progress=False).vocab_size
+    return int(data.tokenizer.build().vocab_size)

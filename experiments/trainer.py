@@ -301,7 +301,7 @@ class Training:
         self.best = loss if self.best is None else min(self.best, loss)
         self.last.update({"val/loss": loss, "val/bpb": bpb})
         if accelerator.is_main_process:
-            row = {"step": self.step, "tokens": self.step * self.tokens_per_step}
+            row: dict[str, Any] = {"step": self.step, "tokens": self.step * self.tokens_per_step}
             row |= {"val/loss": loss, "val/bpb": bpb}
             append_rows(self.run / "metrics.jsonl", row)
             self.progress.show(self.step, self.steps, self.tokens_per_step, self.last, None)

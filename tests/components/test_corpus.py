@@ -133,7 +133,8 @@ def test_what_is_wrong_with_a_file_is_one_line_with_its_place(
     Path(name).write_bytes(raw)
     with pytest.raises(UserError) as error:
         documents(name)
-    assert expected in str(error.value) and "\n" not in str(error.value)
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_a_truncated_zst_is_an_error_not_a_shorter_text(tmp_path: Path) -> None:

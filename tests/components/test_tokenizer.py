@@ -27,7 +27,8 @@ def learnt(tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer
 
 
-BPE_400 = learnt(BPE(vocab_size=400))
+BPE_400 = BPE(vocab_size=400)
+learnt(BPE_400)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,8 @@ def test_any_text_comes_back_and_its_bytes_add_up(tokenizer: Tokenizer, text: st
     assert tokenizer.end_of_text not in ids
     assert all(0 <= i < tokenizer.vocab_size for i in ids)
     lengths = tokenizer.byte_lengths(text, ids)
-    assert len(lengths) == len(ids) and lengths.sum() == len(text.encode())
+    assert len(lengths) == len(ids)
+    assert lengths.sum() == len(text.encode())
     assert tokenizer.decode([*ids, tokenizer.end_of_text]) == text
 
 
@@ -86,7 +88,8 @@ def test_each_token_has_the_bytes_that_it_spells() -> None:
     pieces = [BPE_400.decode([i]) for i in ids]
     lengths = BPE_400.byte_lengths(text, ids)
     whole = [(n, p) for n, p in zip(lengths, pieces, strict=True) if "\ufffd" not in p]
-    assert len(whole) > 10 and all(n == len(p.encode()) for n, p in whole)
+    assert len(whole) > 10
+    assert all(n == len(p.encode()) for n, p in whole)
 
 
 def test_bpe_compresses_what_it_has_seen_and_is_deterministic() -> None:
@@ -143,7 +146,8 @@ def test_bytes_add_up_where_a_tokenizer_changes_the_text(published) -> None:
     assert lower.end_of_text == 3 not in ids
     assert ids[:3] == [1, 2, 4]
     lengths = lower.byte_lengths(text, ids)
-    assert lengths[:3].tolist() == [3, 5, 6] and lengths.sum() == len(text.encode())
+    assert lengths[:3].tolist() == [3, 5, 6]
+    assert lengths.sum() == len(text.encode())
 
 
 def test_a_saved_copy_needs_the_published_files_no_more(published, tmp_path: Path) -> None:
@@ -172,5 +176,6 @@ def test_what_a_published_tokenizer_lacks_is_one_line(tmp_path: Path) -> None:
 def test_ids_are_unsigned_arrays() -> None:
     for tokenizer in (Bytes(), learnt(Characters()), BPE_400):
         first, empty = tokenizer.encode_batch(["ab", ""])
-        assert isinstance(first, np.ndarray) and first.dtype.kind == "u"
+        assert isinstance(first, np.ndarray)
+        assert first.dtype.kind == "u"
         assert len(empty) == 0

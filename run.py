@@ -1,0 +1,466 @@
+"""The command line. Thin: each command imports what it needs when it runs.
+
+stdout carries data, stderr messages. Exit codes: 0 ok, 1 some run failed, 2 usage or
+configuration, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from experiments.record import Run
+    from sweeps.design import Sweep
+
+F = TypeVar("F", bound=Callable[..., Any])
+FORMATS = {"md": "markdown", "latex": "latex", "csv": "csv", "json": "json"}
+
+
+class Commands(click.Group):
+    """Commands in the order of a piece of work, not of the alphabet."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="ceteris", prog_name="ceteris")
+def cli() -> None:
+    """Ceteris: find out, with all else equal, which parts of a language model matter.
+
+    \b
+    An EXPERIMENT or SWEEP is a YAML file or a preset's name. Examples:
+      python run.py train gpt2-tiny training.tokens=1e6
+      python run.py sweep demo && python run.py table demo --format latex
+    """
+
+
+# --- options that several commands share ---------------------------------------------------------
+
+
+def runs_option(command: F) -> F:
+    return click.option(
+        "--runs",
+        "root",
+        type=click.Path(path_type=Path, file_okay=False),
+        default=lambda: Path(os.environ.get("CETERIS_RUNS", "runs")),
+        show_default="$CETERIS_RUNS, or runs",
+        help="Where runs live.",
+    )(command)
+
+
+def json_option(command: F) -> F:
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
+
+
+def dry_run_option(command: F) -> F:
+    return click.option("--dry-run", "-n", is_flag=True, help="Show what would be done.")(command)
+
+
+def workers_option(command: F) -> F:
+    return click.option(
+        "--workers", type=click.IntRange(min=1), help="Runs at a time; as many as pay by default."
+    )(command)
+
+
+overrides_argument = click.argument("overrides", nargs=-1, metavar="[a.b=c ...]")
+sweep_argument = click.argument("name", metavar="SWEEP")
+
+
+def out(data: Any) -> None:
+    """Data to stdout, as JSON."""
+    click.echo(json.dumps(data, indent=1, ensure_ascii=False))
+
+
+def say(text: str) -> None:
+    """A message to stderr."""
+    click.echo(text, err=True)
+
+
+def show_rich(renderable: Any) -> None:
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(renderable)
+
+
+# --- one run -------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.argument("experiment")
+@overrides_argument
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@runs_option
+@dry_run_option
+@json_option
+def train(
+    experiment: str, overrides: tuple[str, ...], seed: int, root: Path, dry_run: bool, as_json: bool
+) -> None:
+    """Train one EXPERIMENT, or go on where it was stopped."""
+    from experiments.loader import load, run_id
+    from experiments.record import Run
+
+    checked = load(experiment, overrides)
+    run = Run(root, run_id(checked, seed))
+    if dry_run:
+        from components.decoder import count
+        from experiments.data import planned_vocab_size
+
+        model = checked.model
+        vocabulary = planned_vocab_size(checked.data, root / "data")
+        counts = count(
+            checked.dims(vocabulary), model.specs, model.tie_embeddings, checked.training.seq_len
+        )
+        plan = {
+            "schema": 1,
+            "id": run.id,
+            "state": run.state,
+            "folder": str(run.folder),
+            "steps": checked.training.steps,
+            "tokens": checked.training.steps * checked.training.tokens_per_step,
+            "parameters": counts.parameters,
+            "flops_per_token": counts.flops_per_token,
+        }
+        out(plan) if as_json else click.echo("\n".join(f"{k}: {v}" for k, v in plan.items()))
+        return
+    from experiments.trainer import train as run_training
+
+    result = run_training(checked, seed, root, progress="bar")
+    if int(os.environ.get("RANK", "0")) != 0:  # one of several processes speaks
+        return
+    if as_json:
+        out(result)
+    elif result["status"] == "done":
+        click.echo(f"val/loss {result['val/loss']:.4f}  val/bpb {result['val/bpb']:.4f}")
+        say(f"{run.folder}\nnext: python run.py generate {run.id} --prompt 'Return the'{at(root)}")
+    if result["status"] != "done":
+        say(f"diverged: {result['reason']}")
+        sys.exit(1)
+
+
+def at(root: Path) -> str:
+    """The --runs option for a suggested command, where it is needed."""
+    return "" if str(root) == os.environ.get("CETERIS_RUNS", "runs") else f" --runs {root}"
+
+
+@cli.command()
+@click.argument("experiment")
+@overrides_argument
+@json_option
+def show(experiment: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Print an EXPERIMENT resolved: every default filled in, as YAML."""
+    from experiments.loader import load, resolved, to_yaml
+
+    checked = load(experiment, overrides)
+    out(resolved(checked)) if as_json else click.echo(to_yaml(checked), nl=False)
+
+
+@cli.command()
+@click.argument("kind", required=False)
+@click.argument("name", required=False)
+@click.option("--import", "imports", multiple=True, type=Path, help="A .py file of your own.")
+@json_option
+def components(
+    kind: str | None, name: str | None, imports: tuple[Path, ...], as_json: bool
+) -> None:
+    """List what can stand in an experiment: all, one KIND, or one NAME with its parameters."""
+    from components import catalogue
+
+    rows = catalogue.rows(kind, name, imports)
+    out({"schema": 1, "components": rows}) if as_json else click.echo(
+        catalogue.text(rows, whole=name is not None)
+    )
+
+
+def trained_model(run_name: str, root: Path) -> tuple[Any, Any]:
+    """A run's model and tokenizer."""
+    from experiments.data import prepare
+    from experiments.loader import load
+    from experiments.record import find
+    from experiments.trainer import load_trained
+
+    run = find(root, run_name)
+    experiment = load(run / "experiment.yaml")
+    data = prepare(experiment.data, run.root / "data", progress=sys.stderr.isatty())
+    return load_trained(run, experiment, data.vocab_size).model, data.tokenizer
+
+
+def sampling_options(command: F) -> F:
+    for option in reversed(
+        [
+            click.option("--max-tokens", default=200, show_default=True, help="New tokens at most."),
+            click.option("--temperature", default=0.8, show_default=True, help="0: the likeliest."),
+            click.option("--top-k", type=int, help="Only the k likeliest tokens."),
+            click.option("--top-p", type=float, help="Only the likeliest that reach p together."),
+            click.option("--seed", default=0, show_default=True, help="Of the draws."),
+            click.option("--samples", "-s", type=click.IntRange(min=1), default=1),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+@cli.command()
+@click.argument("run")
+@click.option("--prompt", default="", help="What the text begins with; nothing by default.")
+@sampling_options
+@runs_option
+@json_option
+def generate(
+    run: str, prompt: str, samples: int, root: Path, as_json: bool, **sampling: Any
+) -> None:
+    """Continue a text with the model of RUN (an id, its first letters, or a folder)."""
+    from experiments.generate import Sampling
+    from experiments.generate import generate as continue_text
+
+    how = Sampling(**sampling)
+    model, tokenizer = trained_model(run, root)
+    results = continue_text(model, tokenizer, prompt, how, samples)
+    if as_json:
+        texts = [{"text": r.text, "tokens": r.tokens, "ended": r.ended} for r in results]
+        out({"schema": 1, "prompt": prompt, "continuations": texts})
+        return
+    for number, result in enumerate(results):
+        if number:
+            click.echo("─" * 20)
+        click.echo(prompt + result.text)
+
+
+@cli.command()
+@sweep_argument
+@click.option("--prompt", default="", help="What each text begins with.")
+@sampling_options
+@runs_option
+@json_option
+def sample(
+    name: str, prompt: str, samples: int, root: Path, as_json: bool, **sampling: Any
+) -> None:
+    """A text from the first finished run of each row of SWEEP, side by side to read."""
+    from experiments.generate import Sampling
+    from experiments.generate import generate as continue_text
+    from experiments.record import Run, UserError
+    from sweeps import manifest
+
+    how = Sampling(**sampling)
+    texts = []
+    for row in manifest.load(root, name)["rows"]:
+        done = [i for i in row["runs"].values() if Run(root, i).state == "done"]
+        if done:
+            model, tokenizer = trained_model(done[0], root)
+            for result in continue_text(model, tokenizer, prompt, how, samples):
+                texts.append({"label": row["label"], "run": done[0], "text": prompt + result.text})
+    if not texts:
+        raise UserError(f"{name}: no run is done yet; start them with: run.py sweep {name}")
+    if as_json:
+        out({"schema": 1, "texts": texts})
+        return
+    for text in texts:
+        click.echo(f"── {text['label']} ({text['run']})\n{text['text']}\n")
+
+
+# --- many runs -----------------------------------------------------------------------------------
+
+
+@cli.command()
+@sweep_argument
+@overrides_argument
+@runs_option
+@json_option
+def plan(name: str, overrides: tuple[str, ...], root: Path, as_json: bool) -> None:
+    """Rows of SWEEP as differences from its base: size, cost, and what is done already."""
+    from sweeps import design
+    from sweeps import plan as planning
+
+    planned = planning.plan(design.load(name, overrides), root)
+    if as_json:
+        out(planned.as_json())
+    else:
+        show_rich(planning.render(planned))
+        say(f"next: python run.py sweep {name}{at(root)}")
+
+
+@cli.command()
+@sweep_argument
+@overrides_argument
+@runs_option
+@workers_option
+@dry_run_option
+@json_option
+def sweep(
+    name: str,
+    overrides: tuple[str, ...],
+    root: Path,
+    workers: int | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Run what SWEEP still lacks on this machine, then print its table."""
+    from sweeps import design, manifest
+    from sweeps import plan as planning
+
+    designed = design.load(name, overrides)
+    planned = planning.plan(designed, root)
+    if dry_run:
+        out(planned.as_json()) if as_json else show_rich(planning.render(planned))
+        return
+    record = manifest.write(root, designed, planned)
+    carry_out(record, root, workers, as_json)
+
+
+def carry_out(record: dict[str, Any], root: Path, workers: int | None, as_json: bool) -> None:
+    """Runs what is missing, then shows and writes the table; exits as the module says."""
+    from sweeps import local, status as states
+
+    outcome = local.run_manifest(record, root, workers=workers)
+    say("")
+    show_table(record["name"], root, as_json)
+    if outcome.interrupted:
+        say(f"stopped; nothing is lost. Go on with: python run.py sweep {record['name']}{at(root)}")
+        sys.exit(130)
+    if outcome.failed:
+        say(states.failures(root, record))
+        say(f"next: python run.py retry {record['name']}{at(root)}")
+        sys.exit(1)
+    say(f"next: python run.py sample {record['name']} --prompt 'Return the'{at(root)}")
+
+
+def show_table(name: str, root: Path, as_json: bool) -> None:
+    """The table in the terminal; all its formats and the figure on disk, their paths said."""
+    from analysis import figures, render, results, table as tables
+
+    path = root / "sweeps" / f"{name}.json"
+    record = results.read_manifest(path)
+    table = tables.ablation_table(record, results.read_runs(record, root))
+    if as_json:
+        click.echo(render.json_text(table))
+    else:
+        from rich.console import Console
+
+        console = Console(width=None if sys.stdout.isatty() else 120)
+        console.print(render.terminal(table, console.width))
+    written = []
+    for ending, text in (
+        ("md", render.markdown(table)),
+        ("tex", render.latex(table)),
+        ("csv", render.csv_text(table)),
+    ):
+        target = path.with_suffix(f".{ending}")
+        target.write_text(text, encoding="utf-8")
+        written.append(target)
+    written += figures.loss_curves(record, root, path.with_name(f"{name}-curves"))
+    say("written: " + "  ".join(str(p) for p in written))
+
+
+@cli.command()
+@click.argument("name", metavar="[SWEEP]", required=False)
+@runs_option
+@json_option
+@click.option("--watch", is_flag=True, help="Refresh until everything has ended.")
+def status(name: str | None, root: Path, as_json: bool, watch: bool) -> None:
+    """Where the runs of SWEEP, or all runs, stand."""
+    from sweeps import status as states
+
+    states.command(root, name, as_json=as_json, watch=watch)
+
+
+@cli.command()
+@sweep_argument
+@runs_option
+@workers_option
+@dry_run_option
+@json_option
+def retry(name: str, root: Path, workers: int | None, dry_run: bool, as_json: bool) -> None:
+    """Run the failed and interrupted runs of SWEEP again, from their checkpoints."""
+    from sweeps import manifest, status as states
+
+    record = manifest.load(root, name)
+    jobs = states.retry(root, record, dry_run=dry_run)
+    if dry_run:
+        out({"schema": 1, "runs": jobs}) if as_json else click.echo("\n".join(jobs) or "nothing")
+        return
+    carry_out(record, root, workers, as_json)
+
+
+@cli.command()
+@sweep_argument
+@runs_option
+@dry_run_option
+@json_option
+def cancel(name: str, root: Path, dry_run: bool, as_json: bool) -> None:
+    """Stop the running runs of SWEEP; each saves a checkpoint first."""
+    from sweeps import manifest, status as states
+
+    lines = states.cancel(root, manifest.load(root, name), dry_run=dry_run)
+    out({"schema": 1, "cancelled": lines}) if as_json else click.echo("\n".join(lines) or "nothing")
+
+
+@cli.command()
+@sweep_argument
+@click.option("--format", "form", type=click.Choice(list(FORMATS)), help="Instead of the terminal's.")
+@click.option("--out", "target", type=click.Path(path_type=Path, dir_okay=False), help="To a file.")
+@runs_option
+@json_option
+def table(name: str, form: str | None, target: Path | None, root: Path, as_json: bool) -> None:
+    """The ablation table of SWEEP from its run directories, at any time."""
+    from analysis import render, results, table as tables
+    from experiments.record import write_atomically
+
+    form = "json" if as_json else form
+    if form is None and target is None:
+        show_table(manifest_name(name), root, False)
+        return
+    record = results.read_manifest(root / "sweeps" / f"{manifest_name(name)}.json")
+    made = tables.ablation_table(record, results.read_runs(record, root))
+    if form is None and target is not None:
+        by_ending = {".md": "md", ".tex": "latex", ".csv": "csv", ".json": "json"}
+        form = by_ending.get(target.suffix, "md")
+    text = render.RENDERERS[FORMATS[str(form)]](made)
+    if target is None:
+        click.echo(text, nl=not text.endswith("\n"))
+    else:
+        write_atomically(target, text)
+        say(f"written: {target}")
+
+
+def manifest_name(name: str) -> str:
+    """A sweep's name, where its file was given."""
+    return Path(name).stem if name.endswith((".yaml", ".yml")) else name
+
+
+def main() -> None:
+    """Runs the command; every mistake a person can make is one line and exit code 2."""
+    from experiments.record import UserError
+
+    try:
+        code = cli.main(standalone_mode=False)
+    except UserError as error:
+        for line in str(error).splitlines():
+            say(f"error: {line}")
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        say("interrupted")
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        if type(error).__name__ == "Interrupted":
+            say(f"{error}; the checkpoint is saved, run the same again to go on")
+            sys.exit(130)
+        raise
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()
