@@ -11,13 +11,9 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
-
-if TYPE_CHECKING:
-    from experiments.record import Run
-    from sweeps.design import Sweep
 
 F = TypeVar("F", bound=Callable[..., Any])
 FORMATS = {"md": "markdown", "latex": "latex", "csv": "csv", "json": "json"}
@@ -112,10 +108,10 @@ def train(
     run = Run(root, run_id(checked, seed))
     if dry_run:
         from components.decoder import count
-        from experiments.data import planned_vocab_size
+        from experiments.data import vocab_size
 
         model = checked.model
-        vocabulary = planned_vocab_size(checked.data, root / "data")
+        vocabulary = vocab_size(checked.data, root / "data")
         counts = count(
             checked.dims(vocabulary), model.specs, model.tie_embeddings, checked.training.seq_len
         )
@@ -196,8 +192,8 @@ def trained_model(run_name: str, root: Path) -> tuple[Any, Any]:
 def sampling_options(command: F) -> F:
     for option in reversed(
         [
-            click.option("--max-tokens", default=200, show_default=True, help="New tokens at most."),
-            click.option("--temperature", default=0.8, show_default=True, help="0: the likeliest."),
+            click.option("--max-tokens", default=200, show_default=True, help="New tokens."),
+            click.option("--temperature", default=0.8, show_default=True, help="0: likeliest."),
             click.option("--top-k", type=int, help="Only the k likeliest tokens."),
             click.option("--top-p", type=float, help="Only the likeliest that reach p together."),
             click.option("--seed", default=0, show_default=True, help="Of the draws."),
@@ -311,13 +307,14 @@ def sweep(
     if dry_run:
         out(planned.as_json()) if as_json else show_rich(planning.render(planned))
         return
-    record = manifest.write(root, designed, planned)
-    carry_out(record, root, workers, as_json)
+    manifest.write(root, planned.manifest)
+    carry_out(manifest.load(root, designed.name), root, workers, as_json)
 
 
 def carry_out(record: dict[str, Any], root: Path, workers: int | None, as_json: bool) -> None:
     """Runs what is missing, then shows and writes the table; exits as the module says."""
-    from sweeps import local, status as states
+    from sweeps import local
+    from sweeps import status as states
 
     outcome = local.run_manifest(record, root, workers=workers)
     say("")
@@ -334,7 +331,8 @@ def carry_out(record: dict[str, Any], root: Path, workers: int | None, as_json: 
 
 def show_table(name: str, root: Path, as_json: bool) -> None:
     """The table in the terminal; all its formats and the figure on disk, their paths said."""
-    from analysis import figures, render, results, table as tables
+    from analysis import figures, render, results
+    from analysis import table as tables
 
     path = root / "sweeps" / f"{name}.json"
     record = results.read_manifest(path)
@@ -379,7 +377,8 @@ def status(name: str | None, root: Path, as_json: bool, watch: bool) -> None:
 @json_option
 def retry(name: str, root: Path, workers: int | None, dry_run: bool, as_json: bool) -> None:
     """Run the failed and interrupted runs of SWEEP again, from their checkpoints."""
-    from sweeps import manifest, status as states
+    from sweeps import manifest
+    from sweeps import status as states
 
     record = manifest.load(root, name)
     jobs = states.retry(root, record, dry_run=dry_run)
@@ -396,7 +395,8 @@ def retry(name: str, root: Path, workers: int | None, dry_run: bool, as_json: bo
 @json_option
 def cancel(name: str, root: Path, dry_run: bool, as_json: bool) -> None:
     """Stop the running runs of SWEEP; each saves a checkpoint first."""
-    from sweeps import manifest, status as states
+    from sweeps import manifest
+    from sweeps import status as states
 
     lines = states.cancel(root, manifest.load(root, name), dry_run=dry_run)
     out({"schema": 1, "cancelled": lines}) if as_json else click.echo("\n".join(lines) or "nothing")
@@ -404,13 +404,14 @@ def cancel(name: str, root: Path, dry_run: bool, as_json: bool) -> None:
 
 @cli.command()
 @sweep_argument
-@click.option("--format", "form", type=click.Choice(list(FORMATS)), help="Instead of the terminal's.")
+@click.option("--format", "form", type=click.Choice(list(FORMATS)), help="Not for a terminal.")
 @click.option("--out", "target", type=click.Path(path_type=Path, dir_okay=False), help="To a file.")
 @runs_option
 @json_option
 def table(name: str, form: str | None, target: Path | None, root: Path, as_json: bool) -> None:
     """The ablation table of SWEEP from its run directories, at any time."""
-    from analysis import render, results, table as tables
+    from analysis import render, results
+    from analysis import table as tables
     from experiments.record import write_atomically
 
     form = "json" if as_json else form

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from components.block import Block, Parts
-from components.dims import Dims
+from components.dims import Dims, Embedding, Linear
 from components.ffn import NoFFN
 from components.init import initialise
 from components.position import Position
@@ -43,7 +43,7 @@ class Decoder(nn.Module):
             built = specs["ffn"].build(dims, layer)
             return None if isinstance(built, NoFFN) else built
 
-        self.tok_emb = nn.Embedding(dims.vocab_size, dims.d_model)
+        self.tok_emb = Embedding(dims.vocab_size, dims.d_model)
         self.position: Position = specs["position"].build(dims)
         self.drop = nn.Dropout(dims.dropout)
         self.blocks: nn.ModuleList = nn.ModuleList()
@@ -57,9 +57,7 @@ class Decoder(nn.Module):
             self.blocks.append(specs["block"].build(parts))
         last: Block = self.blocks[-1]  # type: ignore[assignment]
         self.final_norm = norm(dims.d_model) if last.final_norm else None
-        self.lm_head = (
-            None if tie_embeddings else nn.Linear(dims.d_model, dims.vocab_size, bias=False)
-        )
+        self.lm_head = None if tie_embeddings else Linear(dims.d_model, dims.vocab_size, bias=False)
 
     @property
     def output_weight(self) -> Tensor:
@@ -134,11 +132,28 @@ def count(
         embeddings = sum(
             n for name, n in by_name.items() if name.startswith(("tok_emb", "position", "lm_head"))
         )
-        total = sum(by_name.values())
-        spent = 0.0
-        if flops:
-            tokens = torch.zeros(1, seq_len, dtype=torch.long)
-            with FlopCounterMode(display=False) as counter:
-                model.logits(model(tokens)).float().sum().backward()
-            spent = counter.get_total_flops() / seq_len
+    total = sum(by_name.values())
+    spent = training_flops(model, seq_len) / seq_len if flops else 0.0
     return Counts(total, total - embeddings, spent, by_name)
+
+
+def training_flops(model: Decoder, seq_len: int) -> int:
+    """Operations of forward and backward over one sequence, by a model on the meta device.
+
+    torch counts a recurrent layer step by step, minutes at real lengths. There the first step
+    costs less (no state before it), every other the same, and attention the square of the length:
+    a parabola, which three short lengths give exactly.
+    """
+    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    if not recurrent or seq_len <= 4:
+        return _counted_flops(model, seq_len)
+    two, three, four = (_counted_flops(model, length) for length in (2, 3, 4))
+    steps = seq_len - 2
+    return two + steps * (three - two) + steps * (steps - 1) // 2 * (four - 2 * three + two)
+
+
+def _counted_flops(model: Decoder, length: int) -> int:
+    tokens = torch.zeros(1, length, dtype=torch.long, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        model.logits(model(tokens)).float().sum().backward()
+    return int(counter.get_total_flops())

@@ -27,7 +27,21 @@ class Dims:
     dropout: float = 0.0
 
 
-class ResidualLinear(nn.Linear):
+class Linear(nn.Linear):
+    """torch's, but drawn once: `init` sets every number, so none is drawn on construction."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class Embedding(nn.Embedding):
+    """torch's, but drawn once, as `Linear`."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class ResidualLinear(Linear):
     """A linear layer whose output is added to the residual stream.
 
     The type tells `init` rules which matrices to scale down with depth.

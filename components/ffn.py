@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor, nn
 
-from components.dims import Dims, ResidualLinear, linear_columns
+from components.dims import Dims, Linear, ResidualLinear, linear_columns
 from components.registry import Slot, Spec, build, register
 
 Activation = Annotated[Spec, Slot("activation")]
@@ -40,7 +40,7 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         hidden = hidden or rounded(4 * dims.d_model, multiple_of)
-        self.w_up = nn.Linear(dims.d_model, hidden, bias)
+        self.w_up = Linear(dims.d_model, hidden, bias)
         self.activation = build("activation", activation)
         self.w_down = ResidualLinear(hidden, dims.d_model, bias)
 
@@ -67,8 +67,8 @@ class Gated(nn.Module):
     ) -> None:
         super().__init__()
         hidden = hidden or rounded(8 * dims.d_model / 3, multiple_of)
-        self.w_gate = nn.Linear(dims.d_model, hidden, bias)
-        self.w_up = nn.Linear(dims.d_model, hidden, bias)
+        self.w_gate = Linear(dims.d_model, hidden, bias)
+        self.w_up = Linear(dims.d_model, hidden, bias)
         self.activation = build("activation", activation)
         self.w_down = ResidualLinear(hidden, dims.d_model, bias)
 

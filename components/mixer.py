@@ -12,7 +12,7 @@ from einops import rearrange
 from pydantic import Field
 from torch import Tensor, nn
 
-from components.dims import Dims, ResidualLinear, linear_columns
+from components.dims import Dims, Linear, ResidualLinear, linear_columns
 from components.functional import causal_attention
 from components.position import Position
 from components.registry import register
@@ -70,9 +70,9 @@ class Attention(nn.Module):
         self.dims, self.window = dims, window
         self.n_kv_heads = n_kv_heads or dims.n_heads
         inner, kv_inner = dims.n_heads * dims.head_dim, self.n_kv_heads * dims.head_dim
-        self.w_q = nn.Linear(dims.d_model, inner, bias)
-        self.w_k = nn.Linear(dims.d_model, kv_inner, bias)
-        self.w_v = nn.Linear(dims.d_model, kv_inner, bias)
+        self.w_q = Linear(dims.d_model, inner, bias)
+        self.w_k = Linear(dims.d_model, kv_inner, bias)
+        self.w_v = Linear(dims.d_model, kv_inner, bias)
         self.w_o = ResidualLinear(inner, dims.d_model, bias)
         self.q_norm = norm(dims.head_dim) if qk_norm else None
         self.k_norm = norm(dims.head_dim) if qk_norm else None

@@ -50,7 +50,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+        # Under autocast queries come as bf16 and the weight does not, which no fused kernel takes.
+        return F.rms_norm(x.to(self.weight.dtype), x.shape[-1:], self.weight, self.eps)
 
 
 @register("norm", "dyt")

@@ -12,7 +12,7 @@ from einops import rearrange
 from pydantic import Field
 from torch import Tensor, nn
 
-from components.dims import Dims
+from components.dims import Dims, Embedding
 from components.registry import register
 
 
@@ -66,7 +66,7 @@ class Learned(Position):
 
     def __init__(self, dims: Dims) -> None:
         super().__init__(dims)
-        self.table = nn.Embedding(dims.max_seq_len, dims.d_model)
+        self.table = Embedding(dims.max_seq_len, dims.d_model)
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         return x + self.table(positions)

@@ -20,6 +20,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 import types
 import typing
@@ -70,7 +71,22 @@ class Entry:
 
     @cached_property
     def schema(self) -> type[Closed]:
-        """The keyword-only parameters of `__init__` as a frozen pydantic model."""
+        """The keyword-only parameters of `__init__` as a frozen pydantic model.
+
+        Raises:
+            UserError: a parameter has no annotation, or one that can't be checked.
+        """
+        try:
+            return self._schema()
+        except UserError:
+            raise
+        except Exception as error:  # a third party's signature
+            reason = " ".join(str(error).split("\n\n")[0].split())
+            raise UserError(
+                f"{self.source}: {self.kind} '{self.name}': its parameters make no schema: {reason}"
+            ) from error
+
+    def _schema(self) -> type[Closed]:
         fields: dict[str, Any] = {}
         hints = typing.get_type_hints(self.cls.__init__, include_extras=True)  # type: ignore[misc]
         for parameter in inspect.signature(self.cls).parameters.values():
@@ -183,12 +199,13 @@ class Slot:
             )
         try:
             entry = get(self.kind, value["name"])
+            schema = entry.schema
         except UserError as error:
             raise pydantic_core.PydanticCustomError(
                 "unknown_component", "{message}", {"message": str(error)}
             ) from None
         params = {key: item for key, item in value.items() if key != "name"}
-        model = entry.schema.model_validate_json(_json(params))
+        model = schema.model_validate_json(_json(params))
         return Spec(self.kind, entry.name, {k: getattr(model, k) for k in type(model).model_fields})
 
 
@@ -201,6 +218,7 @@ def _json(data: Any) -> bytes:
 
 
 _entries: dict[tuple[str, str], Entry] = {}
+_by_paths: dict[tuple[str, str], Entry] = {}  # apart, since such a name is known to nobody else
 _loaded = False
 
 
@@ -249,7 +267,15 @@ def load_builtin() -> None:
     for kind in BUILTIN:
         importlib.import_module(f"components.{kind}")
     for point in entry_points(group="ceteris.components"):
-        point.load()
+        try:
+            point.load()
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"the installed entry point '{point.name}' ({point.value}) of ceteris.components "
+                f"can't be imported: {error}; mend or uninstall its package"
+            ) from error
 
 
 def load_file(path: Path) -> None:
@@ -258,11 +284,15 @@ def load_file(path: Path) -> None:
     Raises:
         UserError: no such file, or it does not import; says which line of it failed.
     """
-    path = path.resolve()
-    name = "ceteris_import_" + hashlib.blake2b(str(path).encode(), digest_size=6).hexdigest()
+    try:
+        path = path.resolve()
+        there = path.is_file()
+    except (OSError, ValueError):  # a name too long, or with a NUL in it
+        there = False
+    name = "ceteris_import_" + hashlib.blake2b(os.fsencode(path), digest_size=6).hexdigest()
     if name in sys.modules:
         return
-    if not path.is_file():
+    if not there:
         raise UserError(f"imports: no file {path}")
     loader = importlib.util.spec_from_file_location(name, path)
     if loader is None or loader.loader is None:
@@ -275,7 +305,7 @@ def load_file(path: Path) -> None:
     except UserError:
         del sys.modules[name]
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         line = _line_in(error.__traceback__, str(path)) or getattr(error, "lineno", None)
         raise UserError(
@@ -308,14 +338,16 @@ def get(kind: str, name: str) -> Entry:
 
 
 def _by_path(kind: str, path: str) -> Entry:
+    if (kind, path) in _by_paths:
+        return _by_paths[kind, path]
     module_name, _, attribute = path.partition(":")
     try:
         cls = getattr(importlib.import_module(module_name), attribute)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{kind} '{path}' can't be imported: {error}") from error
     if not isinstance(cls, type):
         raise UserError(f"{kind} '{path}' is not a class")
-    return _entries.setdefault((kind, path), Entry(kind, path, cls, _place(cls)))
+    return _by_paths.setdefault((kind, path), Entry(kind, path, cls, _place(cls)))
 
 
 def names(kind: str) -> list[str]:

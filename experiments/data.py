@@ -18,9 +18,10 @@ as a number in [0, 1), is below `validation_fraction`. Equal documents are so al
 `seq_len` targets that tile the split from a random offset, in random order, both drawn from
 (seed, epoch); a batch that an epoch can't fill goes on into the next:
 
-    training ids   ··|0000 0|1111 1|2222 2|3333 3|·     offset 2, seq_len 5; one more id is read
-    order          2 0 3 1 | 1 3 0 2 | …                after each window, its last target
-    batches of 3   [2 0 3] [1 1 3] [0 2 …
+    training ids       · · a b c d e f g h i j k l m n o p …     offset 2, seq_len 5
+    windows            0: a b c d e (f)   1: f g h i j (k)   2: k l m n o (p)   …
+    order of epochs    2 0 3 1 | 1 3 0 2 | …
+    batches of three   [2 0 3] [1 1 3] [0 2 …
 """
 
 from __future__ import annotations
@@ -386,7 +387,7 @@ def _open_shard(path: Path, dtype: str) -> np.ndarray:
     return np.memmap(path, dtype=dtype, mode="r")
 
 
-def planned_vocab_size(data: DataConfig, cache: Path) -> int:
+def vocab_size(data: DataConfig, cache: Path) -> int:
     """How many ids the tokenizer has, without tokenizing the corpus where that can be known."""
     folder = cache / cache_key(data)
     if _is_whole(folder):

@@ -10,8 +10,10 @@ Mappings merge deeply; a list or a component is replaced whole, so that `norm: r
 from __future__ import annotations
 
 import copy
+import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,16 @@ import yaml
 from components import registry
 from components.registry import Closed, Slot, UserError, did_you_mean, plain_value
 from experiments.schema import PRESETS, Experiment
-from experiments.yaml_text import ConfigError, Located, Mark, Path_, parse, read, shown
+from experiments.yaml_text import (
+    ConfigError,
+    Located,
+    Mark,
+    Path_,
+    parse,
+    read,
+    scalar,
+    shown,
+)
 
 
 def load(name: str | Path, overrides: Iterable[str] = ()) -> Experiment:
@@ -36,20 +47,28 @@ def load(name: str | Path, overrides: Iterable[str] = ()) -> Experiment:
     return validate(located)
 
 
-def find(name: str | Path, presets: Path, what: str) -> Path:
-    """The file that `name` means: a path, or a preset's name without its ending.
+def find(name: str | Path, presets: Path, what: str, folder: Path = Path()) -> Path:
+    """The file that `name` means: a path (relative to `folder`), or a preset's name.
 
     Raises:
-        ConfigError: there is neither; suggests a preset.
+        ConfigError: there is neither; suggests what there is.
     """
-    path = Path(name)
-    if path.is_file():
-        return path
-    preset = presets / f"{name}.yaml"
-    if path.name == str(name) and preset.is_file():
-        return preset
+    path, preset = folder / name, presets / f"{name}.yaml"
+    plain = Path(name).name == str(name)
+    try:
+        if path.is_file():
+            return path
+        if plain and preset.is_file():
+            return preset
+        beside = sorted(p.name for p in path.parent.glob("*.yaml"))
+    except (OSError, ValueError):  # a name too long, or with a NUL in it; a folder shut to us
+        beside = []
     known = sorted(p.stem for p in presets.glob("*.yaml"))
-    raise ConfigError(f"no {what} '{name}': no such file or preset{did_you_mean(path.stem, known)}")
+    close = difflib.get_close_matches(path.name, beside, n=1) if not plain or path.suffix else []
+    hint = f" — did you mean '{Path(name).with_name(close[0])}'?" if close else ""
+    if not hint:
+        hint = did_you_mean(Path(name).stem, known)
+    raise ConfigError(f"no {what} '{name}': no such file or preset{hint}")
 
 
 def compose(path: Path, above: tuple[Path, ...] = ()) -> Located:
@@ -81,40 +100,37 @@ def compose(path: Path, above: tuple[Path, ...] = ()) -> Located:
 
 def find_base(base: str, folder: Path) -> Path:
     """A base is a path relative to the file that names it, or a preset's name."""
-    beside = folder / base
-    return beside if beside.is_file() else find(base, PRESETS, "experiment")
+    return find(base, PRESETS, "experiment", folder)
 
 
 def resolve_imports(located: Located, folder: Path) -> None:
     """Makes `imports:` absolute: they are relative to the file that holds them."""
     imports = located.data.get("imports")
-    if isinstance(imports, list) and all(isinstance(i, str) for i in imports):
-        located.data["imports"] = [str((folder / i).resolve()) for i in imports]
+    for index, item in enumerate(imports if isinstance(imports, list) else []):
+        if isinstance(item, str) and "\0" not in item:
+            imports[index] = str((folder / item).resolve())
 
 
 def merge_into(lower: Located, upper: Located) -> None:
-    """Lays `upper` over `lower`, in place."""
+    """Lays `upper` over `lower`, in place. `imports` of both are kept, the lower ones first."""
+    old, new = lower.data.get("imports"), upper.data.get("imports")
+    if isinstance(old, list) and isinstance(new, list):
+        upper.data["imports"] = old + new
+        places = [lower.mark(("imports", i)) for i in range(len(old))]
+        places += [upper.mark(("imports", i)) for i in range(len(new))]
+        upper.marks.update({("imports", i): mark for i, mark in enumerate(places)})
 
     def merge(below: dict[str, Any], above: dict[str, Any], path: Path_) -> None:
         for key, value in above.items():
             here = (*path, key)
             old = below.get(key)
-            deep = isinstance(old, dict) and isinstance(value, dict) and section(here) is not None
-            if deep:
-                merge(old, value, here)  # type: ignore[arg-type]
-            elif key == "imports" and not path and isinstance(old, list):
-                below[key] = [*old, *(value if isinstance(value, list) else [value])]
-            else:
-                below[key] = value
-                for stale in [p for p in lower.marks if p[: len(here)] == here]:
-                    del lower.marks[stale]
-            lower.marks.update(
-                {
-                    p: m
-                    for p, m in upper.marks.items()
-                    if p == here or (not deep and p[: len(here)] == here)
-                }
-            )
+            if isinstance(old, dict) and isinstance(value, dict) and section(here) is not None:
+                merge(old, value, here)
+                lower.marks[here] = upper.mark(here)
+                continue
+            below[key] = value
+            lower.forget(here)
+            lower.marks.update({p: m for p, m in upper.marks.items() if p[: len(here)] == here})
 
     merge(lower.data, upper.data, ())
     lower.marks[()] = upper.mark(())
@@ -135,25 +151,76 @@ def section(path: Path_) -> type[Closed] | None:
     return model
 
 
-def slot_kind(path: Path_) -> str | None:
-    """The component kind that the field at `path` takes, if it is a slot."""
-    parent = section(path[:-1]) if path else None
+def slot_kind(data: Any, path: Path_) -> str | None:
+    """The component kind that the place at `path` takes, if it takes one.
+
+    `data` tells which component holds it, where it is a component's own parameter.
+    """
+    if path[:-1] == ("data", "filters"):
+        return "filter"
+    parent = schema_at(data, path[:-1]) if path else None
     info = parent.model_fields.get(str(path[-1])) if parent else None
     return next((m.kind for m in info.metadata if isinstance(m, Slot)), None) if info else None
+
+
+def schema_at(data: Any, path: Path_) -> type[Closed] | None:
+    """The schema of the mapping at `path`: a section's, or that of the component written there."""
+    model = section(path)
+    kind_here = slot_kind(data, path) if model is None else None
+    if kind_here is None:
+        return model
+    name = component_name(data, path)
+    try:
+        return registry.get(kind_here, name).schema if name is not None else None
+    except UserError:
+        return None
+
+
+def component_name(data: Any, path: Path_) -> str | None:
+    """The name of the component at `path`: as written, or else the default."""
+    holder = schema_at(data, path[:-1])
+    for key in path:
+        known = isinstance(data, dict) or (isinstance(data, list) and isinstance(key, int))
+        data = (data.get(key) if isinstance(data, dict) else data[int(key)]) if known else None
+    if data is None and holder is not None and str(path[-1]) in holder.model_fields:
+        data = plain_value(holder.model_fields[str(path[-1])].default)
+    name = data.get("name") if isinstance(data, dict) else data
+    return name if isinstance(name, str) else None
 
 
 def apply_overrides(located: Located, overrides: Iterable[str]) -> None:
     """`a.b=c` words from the command line, parsed by the same rules as the file.
 
     Raises:
-        ConfigError: a word that is not of this form.
+        ConfigError: words that are not of this form, each on its line.
     """
+    wrong: list[str] = []
     for word in overrides:
         path, equals, text = word.partition("=")
-        if not equals or not path:
-            raise ConfigError(f"command line: '{word}' is no override; write it as a.b=c")
-        value = parse(text, f"command line: {path}").data if text.strip() else None
-        set_path(located, path, value, Mark(f"command line: {word}"))
+        mark = Mark(f"command line: {shorten(word, quote=False)}")
+        try:
+            if not equals or not _DOTTED.fullmatch(path):
+                raise ConfigError(f"{mark}: is no override; write it as a.b=c")
+            if path == "base":
+                raise ConfigError(f"{mark}: base: can only stand in a file")
+            set_path(located, path, override_value(text, mark), mark)
+        except ConfigError as error:
+            wrong += error.lines
+    if wrong:
+        raise ConfigError(*wrong)
+    resolve_imports(located, Path())
+
+
+_DOTTED = re.compile(r"[\w-]+(\.[\w-]+){0,20}")
+
+
+def override_value(text: str, mark: Mark) -> Any:
+    """What stands after the `=`."""
+    try:
+        return parse(text, "value").data if text.strip() else None
+    except ConfigError as error:
+        reason = re.sub(r"^value(:\d+:\d+)?: ", "", error.lines[0])
+        raise ConfigError(f"{mark}: {reason}") from None
 
 
 def set_path(located: Located, dotted: str, value: Any, mark: Mark) -> None:
@@ -166,30 +233,21 @@ def set_path(located: Located, dotted: str, value: Any, mark: Mark) -> None:
     data = located.data
     for depth, key in enumerate(path[:-1], 1):
         here = path[:depth]
-        kind = slot_kind(here)
         current = data.get(key)
-        if kind is not None and not isinstance(current, dict):
-            name = current if isinstance(current, str) else default_component(here)
-            current = data[key] = {"name": name}
+        if slot_kind(located.data, here) is not None and not isinstance(current, dict):
+            current = data[key] = {"name": component_name(located.data, here)}
         elif current is None:
             current = data[key] = {}
+            located.marks.setdefault(here, mark)
         elif not isinstance(current, dict):
+            through = ".".join(map(str, here))
             raise ConfigError(
-                f"{mark}: {dotted}: {'.'.join(map(str, here))} is {current!r}, no mapping"
+                f"{mark}: {dotted}: {through} is {shorten(current)}, no mapping; set it whole"
             )
         data = current
-    data[path[-1]] = copy.deepcopy(value)
-    for stale in [p for p in located.marks if p[: len(path)] == path]:
-        del located.marks[stale]
+    data[str(path[-1])] = copy.deepcopy(value)
+    located.forget(path)
     located.marks[path] = mark
-
-
-def default_component(path: Path_) -> str:
-    """The name of the component that stands in a slot if nothing is written."""
-    parent = section(path[:-1])
-    assert parent is not None
-    default = parent.model_fields[str(path[-1])].default
-    return str(default)
 
 
 def validate(located: Located) -> Experiment:
@@ -208,87 +266,88 @@ def validate(located: Located) -> Experiment:
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{located.mark(())}: {error}") from None
     problems = [
-        f"{located.mark(tuple(path.split('.')))}: {path}: {message}"
+        (located.mark(tuple(path.split("."))), f"{path}: {message}")
         for path, message in experiment.problems()
     ]
     if problems:
-        raise ConfigError(*problems)
+        problems.sort(key=lambda problem: problem[0].order)
+        raise ConfigError(*(f"{mark}: {text}" for mark, text in problems))
     return experiment
 
 
 def load_imports(located: Located) -> None:
-    imports = located.data.get("imports", [])
+    """Imports the files under `imports:`, so that their components are known.
+
+    Raises:
+        ConfigError: those that don't import, each on its line.
+    """
+    wrong = []
+    imports = located.data.get("imports")
     for index, item in enumerate(imports if isinstance(imports, list) else []):
         if isinstance(item, str):
             try:
                 registry.load_file(Path(item))
             except UserError as error:
-                raise ConfigError(f"{located.mark(('imports', index))}: {error}") from None
+                wrong.append(f"{located.mark(('imports', index))}: {error}")
+    if wrong:
+        raise ConfigError(*wrong)
 
 
 def describe(located: Located, error: Any) -> str:
     """One pydantic error as `file:line:col: dotted.path: what is wrong`."""
     path: Path_ = tuple(error["loc"])
     dotted = ".".join(str(part) for part in path)
-    kind = error["type"]
-    if kind == "extra_forbidden":
-        known = known_keys(located, path[:-1])
+    if error["type"] == "extra_forbidden":
+        known = known_keys(located.data, path[:-1])
         message = f"unknown key '{path[-1]}'{did_you_mean(str(path[-1]), known)}"
-    elif kind == "missing":
+    elif error["type"] == "missing":
         message = "is missing; give it a value"
-    elif kind in ("unknown_component", "component_form"):
+    elif error["type"] in ("unknown_component", "component_form"):
         message = error["msg"]
+    elif error["type"] == "json_invalid":
+        message = "is nested too deeply, or holds a number that is too long"
     else:
-        message = (
-            error["msg"]
-            .replace("Input should be", "should be")
-            .replace("a valid integer", "a whole number")
-        )
+        message = error["msg"]
+        for formal, plain in _PLAIN_WORDS.items():
+            message = re.sub(formal, plain, message)
         message = f"{message[:1].lower()}{message[1:]}, got {shorten(error['input'])}"
-    return (
-        f"{located.mark(path)}: {dotted}: {message}"
-        if dotted
-        else f"{located.mark(path)}: {message}"
-    )
+    where = f"{located.mark(path)}: {dotted}" if dotted else f"{located.mark(path)}"
+    return f"{where}: {message}"
 
 
-def shorten(value: Any) -> str:
-    text = json.dumps(value, default=str) if not isinstance(value, str) else repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"
+_PLAIN_WORDS = {  # pydantic's words to those of a person who writes YAML
+    "^(Input|String|Tuple|List|Dictionary|Value) should": "should",
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid string": "text",
+    "a valid boolean": "true or false",
+    "a valid (array|list|tuple)": "a list",
+    "(an object|a valid dictionary)": "a mapping",
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+    "be a finite number": "be a number",
+    " after validation, not .*": "",
+}
 
 
-def known_keys(located: Located, path: Path_) -> list[str]:
+def shorten(value: Any, quote: bool = True) -> str:
+    """`value` for a message: as YAML would write it, and no longer than a line has room for."""
+    if isinstance(value, str):
+        text = repr(value) if quote else value
+    elif isinstance(value, dict | list | bool):
+        text = json.dumps(value, default=str, ensure_ascii=False)
+    else:
+        text = "nothing" if value is None else str(value)
+    return text if len(text) <= 70 else text[:67] + "…"
+
+
+def known_keys(data: Any, path: Path_) -> list[str]:
     """Keys that the mapping at `path` may have: a section's fields or a component's parameters."""
     model = section(path)
     if model is not None:
         return sorted([*model.model_fields, *(["base"] if not path else [])])
-    value: Any = located.data
-    kind, schema = None, None
-    for depth, key in enumerate(path, 1):
-        value = value[int(key)] if isinstance(value, list) else value.get(key, {})
-        kind = slot_kind(path[:depth]) or (nested_kind(schema, str(key)) if schema else kind)
-        if path[:depth] == ("data", "filters"):
-            kind = "filter"
-        if kind is None or isinstance(value, list):
-            continue
-        name = (
-            value
-            if isinstance(value, str)
-            else value.get("name")
-            if isinstance(value, dict)
-            else None
-        )
-        try:
-            schema = registry.get(kind, str(name)).schema
-        except UserError:
-            return []
+    schema = schema_at(data, path)
     return ["name", *schema.model_fields] if schema else []
-
-
-def nested_kind(schema: type[Closed], key: str) -> str | None:
-    """The kind that a component's own parameter takes, if it is a component too."""
-    info = schema.model_fields.get(key)
-    return next((m.kind for m in info.metadata if isinstance(m, Slot)), None) if info else None
 
 
 # --- what an experiment resolves to, and who it is -------------------------------------------
@@ -301,15 +360,22 @@ def resolved(experiment: Experiment) -> dict[str, Any]:
 
 def to_yaml(experiment: Experiment) -> str:
     """The resolved experiment as YAML, which loads to the same experiment again."""
-    return yaml.dump(resolved(experiment), Dumper=_Dumper, sort_keys=False, width=96)
+    return yaml.dump(
+        resolved(experiment), Dumper=_Dumper, sort_keys=False, width=96, allow_unicode=True
+    )
 
 
 class _Dumper(yaml.SafeDumper):
-    """Floats as `scalar` reads them back (1e-06, not 1.0e-06 as a string); short lists inline."""
+    """Quotes text that `scalar` or another YAML reader would take for something else."""
 
+    def resolve(self, node: Any, value: Any, implicit: Any) -> Any:
+        if node is yaml.ScalarNode and implicit[0] and not isinstance(scalar(value), str):
+            name = {bool: "bool", int: "int", float: "float"}.get(type(scalar(value)), "null")
+            return f"tag:yaml.org,2002:{name}"
+        return super().resolve(node, value, implicit)
 
-def _float(dumper: yaml.SafeDumper, value: float) -> yaml.Node:
-    return dumper.represent_scalar("tag:yaml.org,2002:float", repr(value))
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 def _list(dumper: yaml.SafeDumper, value: list[Any]) -> yaml.Node:
@@ -318,13 +384,10 @@ def _list(dumper: yaml.SafeDumper, value: list[Any]) -> yaml.Node:
 
 
 def _text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
-    from experiments.yaml_text import scalar
-
-    style = None if isinstance(scalar(value), str) else "'"
+    style = None if value.replace("\n", "").isprintable() else '"'  # escapes, not the bare signs
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
 
-_Dumper.add_representer(float, _float)
 _Dumper.add_representer(list, _list)
 _Dumper.add_representer(str, _text)
 

@@ -22,10 +22,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
-from components.functional import linear_cross_entropy
 from torch import Tensor, nn
 
 from components.decoder import Decoder, count
+from components.functional import linear_cross_entropy
 from components.objective import CrossEntropy
 from experiments import checkpoint, provenance
 from experiments.data import Dataset, prepare
@@ -88,6 +88,9 @@ def train(
     with stop_signals() as stop:
         accelerator = start_accelerator(experiment)
         data = prepare(experiment.data, root / "data", progress=progress == "bar")
+        t = experiment.training  # what the data can't give is said before anything is written
+        data.batch(0, seed=seed, seq_len=t.seq_len, global_batch_size=t.global_batch_size)
+        data.validation(experiment.evaluation.tokens, t.seq_len)
         main = accelerator.is_main_process
         with contextlib.ExitStack() as stack:
             refused = None
@@ -462,7 +465,8 @@ def start_accelerator(experiment: Experiment) -> Accelerator:
         torch.set_num_threads(experiment.execution.threads)
     AcceleratorState._reset_state()  # a second run in one process may have another precision
     mixed = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[precision]
-    accelerator = Accelerator(mixed_precision=mixed, cpu=device == "cpu")
+    on_cpu = device == "cpu" or (device == "auto" and not cuda and not mps)
+    accelerator = Accelerator(mixed_precision=mixed, cpu=on_cpu)
     if experiment.training.global_batch_size % world(accelerator):
         raise UserError(
             f"training.global_batch_size: {world(accelerator)} processes can't share "
@@ -535,7 +539,7 @@ def begin(
             f"now {data.fingerprint}); restore it, or use another --runs folder"
         )
     attempt = provenance.describe(str(accelerator.device), world(accelerator))
-    known |= {"seed": seed, "data": {**data.meta, "fingerprint": data.fingerprint}}
+    known |= {"seed": seed, "data": {**data.meta, "folder": data.folder.name}}
     known["attempts"] = [*known["attempts"], attempt]
     write_json(path, known)
     write_atomically(run / "experiment.yaml", to_yaml(experiment))

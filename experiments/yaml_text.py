@@ -1,7 +1,8 @@
 """YAML to plain data that remembers where each value stood.
 
 Scalars follow YAML 1.2 where plain PyYAML follows 1.1: `1e-4` is a float, `yes`, `012`, `12:30`
-and dates are strings, `10_000` is an integer. A duplicate key is an error that names both lines.
+and dates are strings, `10_000` is an integer. A duplicate key is an error that names both lines,
+and so is any tag (`!!python/…`): a file holds plain values only.
 """
 
 from __future__ import annotations
@@ -18,18 +19,30 @@ from components.registry import UserError
 
 Path_ = tuple[str | int, ...]
 MAX_NODES = 50_000  # aliases can make a small file expand without end
+MAX_DEPTH = 50
 
-_FLOAT = re.compile(r"[-+]?(\d[\d_]*\.[\d_]*|\.\d[\d_]*|\d[\d_]*)([eE][-+]?\d+)?")
-_INT = re.compile(r"[-+]?(0|[1-9][\d_]*)")
-_HEX = re.compile(r"0x[0-9a-fA-F_]+")
+_DIGITS = "[0-9]+(?:_[0-9]+)*"
+_FLOAT = re.compile(
+    rf"[-+]?(?:{_DIGITS}\.(?:{_DIGITS})?|\.{_DIGITS}|{_DIGITS}(?=[eE]))(?:[eE][-+]?[0-9]+)?"
+)
+_INT = re.compile(r"[-+]?(?:0|[1-9][0-9]*(?:_[0-9]+)*)")
+_HEX = re.compile(r"0x[0-9a-fA-F]+(?:_[0-9a-fA-F]+)*")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class ConfigError(UserError):
     """All that is wrong with a configuration, one line each."""
 
     def __init__(self, *lines: str) -> None:
-        super().__init__("\n".join(lines))
-        self.lines = lines
+        self.lines = tuple(visible(line) for line in lines)
+        super().__init__("\n".join(self.lines))
+
+
+def visible(text: str) -> str:
+    """Line ends, control characters and what no terminal can print as escapes: `a\\nb`."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 @dataclass(frozen=True)
@@ -41,9 +54,9 @@ class Mark:
     column: int = 0
 
     @property
-    def order(self) -> tuple[str, int, int]:
-        """Sorts errors as a person reads them: by file, from the top."""
-        return self.source, self.line, self.column
+    def order(self) -> tuple[bool, str, int, int]:
+        """Sorts errors as a person reads them: by file, from the top; the command line last."""
+        return not self.line, self.source if self.line else "", self.line, self.column
 
     def __str__(self) -> str:
         return f"{self.source}:{self.line}:{self.column}" if self.line else self.source
@@ -63,6 +76,11 @@ class Located:
                 return self.marks[path[:end]]
         return Mark("configuration")
 
+    def forget(self, path: Path_) -> None:
+        """Drops the marks at and below `path`: something else stands there now."""
+        for stale in [p for p in self.marks if p[: len(path)] == path]:
+            del self.marks[stale]
+
 
 def scalar(text: str) -> Any:
     """A plain (unquoted) scalar's value; overrides on the command line use the same rule."""
@@ -74,7 +92,7 @@ def scalar(text: str) -> Any:
         return False
     if _INT.fullmatch(text) or _HEX.fullmatch(text):
         return int(text.replace("_", ""), 0) if len(text) < 400 else text
-    if _FLOAT.fullmatch(text) and not re.fullmatch(r"[-+]?0\d+", text):
+    if _FLOAT.fullmatch(text):
         return float(text.replace("_", ""))
     if text.lower() in (".inf", "+.inf", "-.inf", ".nan"):
         return float(text.replace(".", ""))
@@ -109,34 +127,46 @@ def read(path: Path) -> Located:
     return located
 
 
+class _Loader(yaml.SafeLoader):
+    """Resolves nothing by itself, so that a tag on a node is one that somebody wrote."""
+
+    DEFAULT_SCALAR_TAG = "plain"  # type: ignore[misc]
+    DEFAULT_SEQUENCE_TAG = "plain"  # type: ignore[misc]
+    DEFAULT_MAPPING_TAG = "plain"  # type: ignore[misc]
+
+
+_Loader.yaml_implicit_resolvers = {}
+
+
 def parse(text: str, name: str) -> Located:
     """YAML text to data with marks; see `read`."""
+    builder = _Builder(name)
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=_Loader)
+        if node is not None:
+            builder.located.data = builder.value(node, ())
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise ConfigError(f"{name}{where}: not YAML: {error.problem or error.context}") from None
+        reason = ", ".join(part for part in (error.context, error.problem) if part)
+        tab = "; indent with spaces" if "'\\t'" in reason else ""
+        raise ConfigError(f"{name}{where}: not YAML: {reason}{tab}") from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
+        column = error.position - text.rfind("\n", 0, error.position)
         raise ConfigError(
-            f"{name}:{line}:1: not YAML: character #x{error.character:04x} is not allowed"
+            f"{name}:{line}:{column}: not YAML: character U+{ord(text[error.position]):04X} is not "
+            "allowed"
         ) from None
     except (yaml.YAMLError, ValueError) as error:
-        first = str(error).splitlines()[0]
+        first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"{name}: not YAML: {first}") from None
-    except RecursionError:
-        raise ConfigError(f"{name}: nested too deeply") from None
-    builder = _Builder(name)
-    if node is None:
-        return Located({}, {(): Mark(name, 1, 1)})
-    try:
-        data = builder.value(node, ())
     except RecursionError:
         raise ConfigError(f"{name}: nested too deeply") from None
     if builder.errors:
         raise ConfigError(*builder.errors)
-    return Located(data, builder.marks)
+    builder.located.marks.setdefault((), Mark(name, 1, 1))
+    return builder.located
 
 
 def kind(value: Any) -> str:
@@ -148,23 +178,33 @@ def kind(value: Any) -> str:
 class _Builder:
     def __init__(self, name: str) -> None:
         self.name, self.errors, self.nodes = name, [], 0  # type: tuple[str, list[str], int]
-        self.marks: dict[Path_, Mark] = {}
+        self.located = Located({})
         self.open: list[yaml.Node] = []
 
     def place(self, node: yaml.Node) -> Mark:
         return Mark(self.name, node.start_mark.line + 1, node.start_mark.column + 1)
 
-    def value(self, node: yaml.Node, path: Path_) -> Any:
+    def check(self, node: yaml.Node) -> None:
+        """What holds for every node, keys too: no tag, no unprintable half of a character."""
         self.nodes += 1
         if self.nodes > MAX_NODES:
             raise ConfigError(f"{self.name}: aliases expand to more than {MAX_NODES} values")
-        if any(node is outer for outer in self.open):
-            raise ConfigError(f"{self.place(node)}: an alias inside the value that it stands for")
-        self.marks.setdefault(path, self.place(node))
+        if node.tag != "plain" and not (isinstance(node, yaml.ScalarNode) and node.tag == "!"):
+            tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+            self.errors.append(f"{self.place(node)}: the tag {tag} is not supported; remove it")
+        if isinstance(node, yaml.ScalarNode) and (half := _SURROGATE.search(node.value)):
+            code = f"\\u{ord(half[0]):04x}"
+            self.errors.append(f"{self.place(node)}: {code} alone is no character; remove it")
+
+    def value(self, node: yaml.Node, path: Path_) -> Any:
+        self.check(node)
+        self.located.marks.setdefault(path, self.place(node))
         if isinstance(node, yaml.ScalarNode):
-            if node.tag not in ("tag:yaml.org,2002:" + t for t in _PLAIN_TAGS):
-                self.errors.append(f"{self.place(node)}: the tag {node.tag} is not supported")
             return scalar(node.value) if node.style is None else node.value
+        if any(node is outer for outer in self.open):
+            raise ConfigError(f"{self.place(node)}: this value holds an alias of itself")
+        if len(self.open) >= MAX_DEPTH:
+            raise ConfigError(f"{self.place(node)}: nested more than {MAX_DEPTH} levels deep")
         self.open.append(node)
         try:
             if isinstance(node, yaml.SequenceNode):
@@ -174,38 +214,41 @@ class _Builder:
             self.open.pop()
 
     def mapping(self, node: yaml.Node, path: Path_) -> dict[str, Any]:
+        merged: dict[str, Any] = {}  # before the mapping's own keys, whose marks then prevail
+        for key_node, value_node in node.value:
+            if _is_merge(key_node):
+                for source in reversed([*self.merge_sources(value_node)]):  # the first one wins
+                    merged.update(self.value(source, path))
         own: dict[str, Any] = {}
-        merged: dict[str, Any] = {}
         first: dict[str, Mark] = {}
         for key_node, value_node in node.value:
+            self.check(key_node)
             place = self.place(key_node)
             if not isinstance(key_node, yaml.ScalarNode):
                 self.errors.append(f"{place}: a key must be a word")
                 continue
             key = key_node.value
-            if key == "<<" and key_node.style is None:
-                for source in self.merge_sources(value_node):
-                    for name, value in self.mapping(source, path).items():
-                        merged.setdefault(name, value)
-                continue
             if key in first:
                 self.errors.append(
                     f"{place}: duplicate key '{key}' (first set at line {first[key].line})"
                 )
                 continue
             first[key] = place
-            self.marks[(*path, key)] = place
+            if _is_merge(key_node):
+                continue
+            if key in merged:
+                self.located.forget((*path, key))
+            self.located.marks[(*path, key)] = place
             own[key] = self.value(value_node, (*path, key))
         return {**merged, **own}
 
-    def merge_sources(self, node: yaml.Node) -> Iterator[yaml.Node]:
-        nodes = node.value if isinstance(node, yaml.SequenceNode) else [node]
-        for source in nodes:
-            if isinstance(source, yaml.MappingNode) and not any(source is o for o in self.open):
-                self.nodes += 1
+    def merge_sources(self, node: yaml.Node) -> Iterator[yaml.MappingNode]:
+        for source in node.value if isinstance(node, yaml.SequenceNode) else [node]:
+            if isinstance(source, yaml.MappingNode):
                 yield source
             else:
                 self.errors.append(f"{self.place(source)}: << merges a mapping, and no other thing")
 
 
-_PLAIN_TAGS = ["str", "int", "float", "bool", "null", "timestamp", "value", "merge", "binary"]
+def _is_merge(key: yaml.Node) -> bool:
+    return isinstance(key, yaml.ScalarNode) and key.value == "<<" and key.style is None

@@ -137,6 +137,17 @@ def test_what_is_wrong_with_a_file_is_one_line_with_its_place(
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("cutting", [{"separator": "|"}, {"document_bytes": 4}, {}])
+def test_the_place_of_a_wrong_byte_counts_from_the_start_of_the_file(
+    tmp_path: Path, monkeypatch, cutting: dict
+) -> None:
+    monkeypatch.setattr("components.text_files.BLOCK", 7)
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\xef\xbb\xbfone|two|th\xffree")
+    with pytest.raises(UserError, match="byte 13 is not UTF-8"):
+        documents(path, **cutting)
+
+
 def test_a_truncated_zst_is_an_error_not_a_shorter_text(tmp_path: Path) -> None:
     path = tmp_path / "a.txt.zst"
     path.write_bytes(zstd(bytes(range(128)) * 999)[:-8])

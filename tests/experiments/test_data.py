@@ -266,6 +266,8 @@ def test_an_epoch_has_every_window_once_and_the_next_another_order(dataset: Data
         assert sorted(order) == list(range(windows))
         assert 0 <= offset < seq_len
     assert not np.array_equal(epochs[0], epochs[1])
+    end = (seq_len - 1) + windows * seq_len + 1  # of the last window at the largest offset
+    assert end <= len(ids) < end + seq_len
     assert not np.array_equal(flat(dataset, range(1), seq_len, size, seed=1), epochs[0][:size])
 
 
@@ -284,6 +286,9 @@ def test_validation_is_the_start_of_its_split_and_counts_its_bytes(dataset: Data
     assert size == len(text.encode())
     everything, _ = dataset.validation(10**9, 16)
     assert len(everything) == (len(dataset.val) - 1) // 16
+    assert len(dataset.validation(10**9, len(dataset.val) - 1)[0]) == 1
+    with pytest.raises(UserError, match="no validation window"):
+        dataset.validation(10**9, len(dataset.val))  # the first id has nothing to predict it
 
 
 # ── what a person can get wrong ────────────────────────────────────────────────────────────────

@@ -1,0 +1,141 @@
+"""The words of a sweep file, checked: what may stand where, before any of it is expanded."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import Field
+
+from components.registry import Closed, did_you_mean
+from experiments import loader
+from experiments.yaml_text import ConfigError, Located, Path_
+
+MOST_ROWS = 5000  # a product past this, and past max_runs, is refused before it is written out
+
+Label = Annotated[str, Field(min_length=1, pattern=r"^[^\n]*$")]
+Axes = dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]]
+
+
+class Row(Closed):
+    """A label and what it sets."""
+
+    label: Label
+    set: dict[str, Any] = Field(default_factory=dict)
+
+
+class Baseline(Closed):
+    """The row that all others are compared with."""
+
+    label: Label = "baseline"
+    set: dict[str, Any] = Field(default_factory=dict)
+
+
+class Tune(Closed):
+    """Each variant tried at several values of one setting; its own value is a try too."""
+
+    over: str
+    values: Annotated[tuple[Any, ...], Field(min_length=1)]
+    by: str = "val/loss"
+
+
+class SweepFile(Closed):
+    """The words of a sweep file."""
+
+    base: str
+    name: str | None = None
+    description: str = ""
+    set: dict[str, Any] = Field(default_factory=dict)
+    baseline: Baseline = Baseline()
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2)
+    rows: tuple[Row, ...] = ()
+    ladder: tuple[Row, ...] = ()
+    leave_one_out: bool = False
+    factorial: Axes = Field(default_factory=dict)
+    grid: Axes = Field(default_factory=dict)
+    zip: tuple[Axes, ...] = ()
+    include: tuple[Row, ...] = ()
+    exclude: tuple[dict[str, Any], ...] = ()
+    match: Literal["params", "flops"] | None = None
+    tune: Tune | None = None
+    max_runs: Annotated[int, Field(ge=1)] = 200
+
+
+def parse(located: Located) -> SweepFile:
+    """The mapping of a sweep file against its schema.
+
+    Raises:
+        ConfigError: all that is wrong, one line each.
+    """
+    data = located.data
+    if isinstance(data.get("zip"), dict):  # one mapping is a list of one
+        data["zip"] = [data["zip"]]
+        moved = {("zip", 0, *p[1:]): m for p, m in located.marks.items() if p[:1] == ("zip",)}
+        located.marks.update(moved)
+    if "base" not in data and {"model", "training"} & set(data):
+        raise ConfigError(
+            f"{located.mark(())}: this is an experiment, not a sweep; a sweep has a base and rows"
+        )
+    try:
+        file = SweepFile.model_validate_json(json.dumps(data), strict=True)
+    except pydantic.ValidationError as error:
+        found = sorted(error.errors(), key=lambda e: located.mark(tuple(e["loc"])).order)
+        inner = {e["loc"][:-1] for e in found}  # a list counts as too short where an item is wrong
+        found = [e for e in found if e["type"] != "too_short" or e["loc"] not in inner]
+        raise ConfigError(*dict.fromkeys(_describe(located, e) for e in found)) from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{located.mark(())}: {error}") from None
+    lines = [
+        f"{located.mark(('seeds', i))}: seeds: {seed} is given twice"
+        for i, seed in enumerate(file.seeds)
+        if seed in file.seeds[:i]
+    ]
+    for i, axes in enumerate(file.zip):
+        lengths = {path: len(values) for path, values in axes.items()}
+        if len(set(lengths.values())) > 1:
+            told = ", ".join(f"{path} has {n}" for path, n in lengths.items())
+            lines.append(
+                f"{located.mark(('zip', i))}: zip: lists side by side need one length: {told}"
+            )
+    steps = len(file.ladder or file.rows)
+    if file.leave_one_out and steps < 2:
+        lines.append(
+            f"{located.mark(('leave_one_out',))}: leave_one_out: needs two or more steps in ladder "
+            f"(or rows) to leave one out of, got {steps}"
+        )
+    products = [math.prod(map(len, axes.values())) for axes in (file.grid, file.factorial) if axes]
+    rows = sum(products) * (1 + len(file.tune.values) if file.tune else 1)
+    if rows > max(MOST_ROWS, file.max_runs):
+        lines.append(too_many(located, file, rows))
+    if lines:
+        raise ConfigError(*lines)
+    return file
+
+
+def too_many(located: Located, file: SweepFile, rows: int) -> str:
+    """The line that refuses a sweep of so many rows."""
+    runs = rows * len(file.seeds)
+    return (
+        f"{located.mark(('max_runs',))}: max_runs: {rows} rows x {len(file.seeds)} seeds = {runs} "
+        f"runs, more than {file.max_runs}; set max_runs: {runs} if you want them all"
+    )
+
+
+def _describe(located: Located, error: Any) -> str:
+    """One error of the sweep's own schema as `file:line:col: dotted: what is wrong`."""
+    path: Path_ = tuple(error["loc"])
+    mark, dotted = located.mark(path), ".".join(map(str, path))
+    if error["type"] == "extra_forbidden":
+        inner: dict[str, type[Closed]] = {
+            "rows": Row,
+            "ladder": Row,
+            "include": Row,
+            "baseline": Baseline,
+            "tune": Tune,
+        }
+        model: type[Closed] = inner.get(str(path[0]), SweepFile) if path[1:] else SweepFile
+        key = str(path[-1])
+        return f"{mark}: {dotted}: unknown key '{key}'{did_you_mean(key, [*model.model_fields])}"
+    return loader.describe(located, error)

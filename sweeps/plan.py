@@ -1,0 +1,231 @@
+"""The plan of a sweep: what would run, what is done already, and what the rest will take.
+
+    sweep ─ matching.sized ─ rows with counts ─ states of their runs ─ Plan (text or JSON)
+
+Nothing is started. A stored run whose defaults have changed since is an error here, before any
+new run is compared with it.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from components.registry import UserError
+from experiments import loader
+from experiments.record import Run, all_ids, read_json
+from experiments.yaml_text import read, shown
+from sweeps import manifest, matching
+from sweeps.design import Sweep, Variant, value_at
+from sweeps.drafts import shown_value
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+FINISHED = ("done", "diverged")
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """One variant: how it differs from the base, what it is made of, the states of its runs."""
+
+    label: str
+    group: str
+    differences: tuple[str, ...]
+    parameters: int
+    flops_per_token: float
+    mismatch: float | None
+    states: Mapping[int, str]  # seed -> Run.state
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep's rows and totals. Runs that two rows share are counted once.
+
+    Attributes:
+        flops: training FLOPs of all runs; `missing_flops` of those not finished.
+        seconds: what the missing runs would take one after another, at the median speed of the
+            runs finished below the same root; None if there are none.
+        manifest: what `manifest.write` writes.
+    """
+
+    name: str
+    match: str | None
+    seeds: tuple[int, ...]
+    rows: tuple[PlanRow, ...]
+    runs: int
+    missing: int
+    flops: float
+    missing_flops: float
+    seconds: float | None
+    manifest: Mapping[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """All but the manifest, as plain data."""
+        plain = {key: value for key, value in asdict(self).items() if key != "manifest"}
+        plain["seeds"] = list(self.seeds)
+        for row in plain["rows"]:
+            row["differences"] = list(row["differences"])
+            row["states"] = {str(seed): state for seed, state in row["states"].items()}
+        return {"schema": 1, **plain, "rows": list(plain["rows"])}
+
+
+def plan(sweep: Sweep, root: Path) -> Plan:
+    """The plan of a sweep whose runs lie below `root`. Writes nothing.
+
+    Raises:
+        UserError: a stored run was made with other defaults, or a record is damaged.
+    """
+    sized = matching.sized(sweep, root / "data")
+    rows, states, costs = [], {}, {}
+    changed: list[str] = []
+    for item in sized:
+        variant = item.variant
+        training = variant.experiment.training
+        for seed in sweep.seeds:
+            run = Run(root, variant.run_id(seed))
+            if run.id not in states:
+                states[run.id] = run.state
+                costs[run.id] = (
+                    item.counts.flops_per_token * training.steps * training.tokens_per_step
+                )
+                changed += changed_defaults(run, variant)
+        rows.append(
+            PlanRow(
+                variant.label,
+                variant.group,
+                differences(sweep, variant, item.solved),
+                item.counts.parameters,
+                item.counts.flops_per_token,
+                item.mismatch,
+                {seed: states[variant.run_id(seed)] for seed in sweep.seeds},
+            )
+        )
+    if changed:
+        raise UserError("\n".join(changed))
+    missing = [run for run, state in states.items() if state not in FINISHED]
+    missing_flops = sum(costs[run] for run in missing)
+    speed = measured_speed(root) if missing else None
+    seconds = missing_flops / speed if speed else None
+    return Plan(
+        name=sweep.name,
+        match=sweep.match,
+        seeds=sweep.seeds,
+        rows=tuple(rows),
+        runs=len(states),
+        missing=len(missing),
+        flops=sum(costs.values()),
+        missing_flops=missing_flops,
+        seconds=0.0 if not missing else seconds,
+        manifest=manifest.build(sweep, sized),
+    )
+
+
+def changed_defaults(run: Run, variant: Variant) -> list[str]:
+    """One line if the run was begun when some default was another."""
+    path = run / "experiment.yaml"
+    if not path.is_file():
+        return []
+    found = loader.changed_defaults(variant.experiment, read(path).data)
+    return [
+        f"{shown(path)}: '{variant.label}' has this run's id, but a default has changed since: "
+        f"{'; '.join(found)}; write the stored value into the experiment, or delete the run"
+    ] * bool(found)
+
+
+def differences(
+    sweep: Sweep, variant: Variant, solved: tuple[str, int] | None = None
+) -> tuple[str, ...]:
+    """What a variant changes, to be read: `model.norm: layernorm → rmsnorm`."""
+    base = loader.resolved(sweep.base)
+    lines = []
+    for path, value in variant.changes.items():
+        before = value_at(base, path)
+        if before == value:
+            continue
+        if isinstance(before, dict) and "name" in before:
+            same = isinstance(value, dict) and value.get("name") == before["name"]
+            shared = {k: v for k, v in before.items() if same and k in value}
+            before = shared or before["name"]
+        arrow = "" if before is None else f"{shown_value(before)} → "
+        lines.append(f"{path}: {arrow}{shown_value(value)}")
+    if solved is not None:
+        lines.append(f"{solved[0]}: {solved[1]} (solved)")
+    return tuple(lines)
+
+
+def measured_speed(root: Path) -> float | None:
+    """Median training FLOPs per second of the finished runs below `root`."""
+    speeds = []
+    for run in all_ids(root):
+        path = root / run / "result.json"
+        if path.is_file():
+            result = read_json(path)
+            cost, rate = result.get("flops_per_token"), result.get("tokens_per_s")
+            if isinstance(cost, int | float) and isinstance(rate, int | float) and cost * rate > 0:
+                speeds.append(cost * rate)
+    return statistics.median(speeds) if speeds else None
+
+
+def render(plan: Plan) -> RenderableType:
+    """The plan for a terminal: one line per row, then the totals."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=f"{plan.name}: plan", title_justify="left", box=None, pad_edge=False)
+    table.add_column("row", overflow="fold")
+    table.add_column("differs from the base in", overflow="fold", ratio=1)
+    table.add_column("params", justify="right")
+    table.add_column("FLOPs/token", justify="right")
+    if plan.match:
+        table.add_column(f"Δ {plan.match}", justify="right")
+    table.add_column("runs")
+    group = plan.rows[0].group
+    for row in plan.rows:
+        if row.group != group:
+            table.add_section()
+            group = row.group
+        cells = [Text(row.label), Text("\n".join(row.differences) or "—")]
+        cells += [Text(short(row.parameters)), Text(short(row.flops_per_token))]
+        if plan.match:
+            off = row.mismatch or 0.0
+            style = "yellow" if abs(off) > matching.TOLERANCE else ""
+            cells.append(Text(f"{off:+.2%}".replace("-", "−"), style=style))
+        counted = Counter(row.states.values())
+        cells.append(Text(", ".join(f"{n} {state}" for state, n in counted.items())))
+        table.add_row(*cells)
+    return Group(table, Text(), Text(totals(plan)))
+
+
+def totals(plan: Plan) -> str:
+    """`12 runs (4 rows x 3 seeds), 9 to do: 1.2 PFLOP of training, about 12 min on one worker`."""
+    seeds = f"{len(plan.seeds)} seed{'s' * (len(plan.seeds) != 1)}"
+    line = f"{plan.runs} runs ({len(plan.rows)} rows x {seeds}), {plan.missing} to do"
+    if not plan.missing:
+        return line
+    line += f": {short(plan.missing_flops)} training FLOPs"
+    if plan.seconds is None:
+        return f"{line}; time unknown until a run has finished"
+    return f"{line}, about {duration(plan.seconds)} one after another"
+
+
+def short(count: float) -> str:
+    """Three digits and a suffix: 790k, 1.05M, 124M."""
+    for size, suffix in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= 0.9995 * size:
+            value = count / size
+            return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}{suffix}"
+    return f"{count:.0f}"
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3.5 h`, `2.1 days`."""
+    for size, unit in ((86400, "days"), (3600, "h")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{max(1, seconds):.0f} s"

@@ -1,0 +1,131 @@
+"""One run in a process of its own, from the fork to its exit.
+
+What it prints goes to the run's log.txt. How it ended is its exit code, and failure.json where it
+failed; a process that is killed can say neither, and the scheduler (local.py) says it for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import faulthandler
+import importlib
+import os
+import signal
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from components.registry import UserError
+from experiments.record import SCHEMA, Run, write_json
+from sweeps import manifest
+
+DONE, FAILED, INTERRUPTED, ELSEWHERE = 0, 1, 75, 76  # exit codes of a run's process
+CAUGHT = (signal.SIGCHLD, signal.SIGTERM)  # what the server handles and a run must not
+PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all runs of one server share.
+
+    Attributes:
+        target: `module:function` that is called with (job, root) and runs one run.
+        preload: modules to import before the first fork.
+    """
+
+    root: str
+    target: str
+    preload: tuple[str, ...]
+
+
+def train_run(job: manifest.Job, root: Path) -> None:
+    """Trains a job's run to its end, or goes on with it."""
+    from experiments.loader import run_id
+
+    experiment = manifest.experiment(job)
+    if run_id(experiment, job.seed) != job.id:
+        raise UserError(
+            f"'{job.label}': the manifest was written by another version of this program "
+            f"(run {job.id} would be {run_id(experiment, job.seed)} now); run the sweep again"
+        )
+    from experiments.trainer import train
+
+    train(experiment, job.seed, root, progress="log")
+
+
+def work(
+    job: manifest.Job, settings: Settings, threads: int, device: str | None, server: int
+) -> NoReturn:
+    """One run from fork to exit; says by its exit code and failure.json how it ended."""
+    run = Run(Path(settings.root), job.id)
+    code = FAILED
+    try:
+        prepare(run, threads, device, server)
+        module, _, function = settings.target.partition(":")
+        getattr(importlib.import_module(module), function)(job, run.root)
+        code = DONE
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        taken = "another process works on this run" in str(error) or run.locked
+        code = ELSEWHERE if taken else fail(run, str(error))
+    except BaseException as error:
+        if type(error).__name__ == "Interrupted":  # the trainer's; no torch imported to name it
+            print(error, file=sys.stderr)
+            code = INTERRUPTED
+        else:
+            traceback.print_exc()
+            code = fail(run, f"{type(error).__name__}: {error}")
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def prepare(run: Run, threads: int, device: str | None, server: int) -> None:
+    """Log, signals, threads and device of this process."""
+    signal.set_wakeup_fd(-1)
+    for number in CAUGHT:
+        signal.signal(number, signal.SIG_DFL)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != server:  # it went in between
+            os._exit(INTERRUPTED)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    log = os.open(run / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((nothing, 0), (log, 1), (log, 2)):
+        os.dup2(source, target)
+    faulthandler.enable(2)
+    print(f"── {time.strftime('%Y-%m-%d %H:%M:%S')}  process {os.getpid()}, threads {threads}"
+          + (f", GPU {device}" if device else ""), flush=True)  # fmt: skip
+    if device is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = str(threads)
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(threads)
+
+
+def fail(run: Run, error: str) -> int:
+    """Records why an attempt at a run ended without a result; returns the exit code."""
+    line = " ".join(error.split())
+    line = line if len(line) <= 500 else line[:499] + "…"
+    now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    with contextlib.suppress(UserError):  # a full disk: the log may still tell
+        write_json(run / "failure.json", {"schema": SCHEMA, "error": line, "time": now})
+    return FAILED
+
+
+def cause(code: int) -> str:
+    """A process's end without a word, in words."""
+    if code >= 0:
+        return f"its process ended with code {code} and no result; see log.txt"
+    guess = ": out of memory?" if code == -signal.SIGKILL else "; see log.txt"
+    with contextlib.suppress(ValueError):
+        return f"killed by signal {-code} ({signal.Signals(-code).name}){guess}"
+    return f"killed by signal {-code}{guess}"
