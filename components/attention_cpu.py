@@ -12,9 +12,10 @@ product: keys are not repeated, and the product itself sums their gradients.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -60,7 +61,7 @@ class Plan:
         length, past = self.q[2], self.k[2] - self.q[2]
         count = math.ceil(length / ROWS.get(self.dtype, 64))
         cuts = [length * i // count for i in range(count + 1)]
-        return [self.block(a, b, past) for a, b in zip(cuts, cuts[1:], strict=False)]
+        return [self.block(a, b, past) for a, b in pairwise(cuts)]
 
     def block(self, start: int, stop: int, past: int) -> Block:
         high, window = past + stop, self.window or past + stop
@@ -124,14 +125,16 @@ class BlockedAttention(torch.autograd.Function):
         queries = plan.stack(q)
         outputs = [torch.empty_like(rows) for rows in queries]
         shapes = [plan.shape(block, keys.shape[0]) for block in plan.blocks]
-        keep = keep and sum(map(math.prod, shapes)) * q.element_size() <= KEEP
+        keep = keep and keeps(q, k)
         kept = [q.new_empty(shape) for shape in shapes] if keep else []
-        space = q.new_empty(0 if keep else plan.size(plan.step * k.shape[1]))
+        most = plan.size(plan.step * k.shape[1])
+        space, p_space = q.new_empty(most), q.new_empty(0 if keep else most)
         for part, groups in plan.parts():
             for i, block in enumerate(plan.blocks):
                 rows = queries[i][groups]
-                p = kept[i][groups] if keep else room(space, plan.shape(block, rows.shape[0]))
-                probabilities(rows, keys[groups], block, None if bias is None else bias[part], p)
+                p = kept[i][groups] if keep else room(p_space, plan.shape(block, rows.shape[0]))
+                added = None if bias is None else bias[part]
+                probabilities(rows, keys[groups], block, added, p, space)
                 torch.bmm(p, values[groups, block.low : block.high], out=outputs[i][groups])
         ctx.save_for_backward(keys, values, bias, *queries, *kept)
         ctx.plan = plan
@@ -146,7 +149,7 @@ class BlockedAttention(torch.autograd.Function):
         d_queries = [torch.empty_like(rows) for rows in queries]
         d_keys, d_values = torch.empty_like(keys), torch.empty_like(values)
         most = plan.step * plan.k[1]
-        space, again = (keys.new_empty(plan.size(most)) for _ in range(2))
+        space, p_space = (keys.new_empty(plan.size(most)) for _ in range(2))
         product = keys.new_empty(most * plan.k[2] * plan.k[3])
         # A key's gradient is a sum over blocks: in bf16 it would be rounded at every one.
         precise = torch.promote_types(keys.dtype, torch.float32)
@@ -159,9 +162,9 @@ class BlockedAttention(torch.autograd.Function):
                 if kept:
                     p = kept[i][groups]
                 else:
-                    p = room(again, shape)
-                    bias_part = None if bias is None else bias[part]
-                    probabilities(rows, keys[groups], block, bias_part, p)
+                    p = room(p_space, shape)
+                    added = None if bias is None else bias[part]
+                    probabilities(rows, keys[groups], block, added, p, space)
                 seen = slice(block.low, block.high)
                 d_seen = room(product, (shape[0], shape[2], rows.shape[2]))
                 sum_v[:, seen].add_(torch.bmm(p.mT, d_out, out=d_seen))
@@ -174,17 +177,35 @@ class BlockedAttention(torch.autograd.Function):
         return plan.unstack(d_queries), d_keys, d_values, None, None, None
 
 
+def keeps(q: Tensor, k: Tensor) -> bool:
+    """Whether the probabilities of these queries and keys are small enough to keep."""
+    past, length = k.shape[2] - q.shape[2], q.shape[2]
+    return q.shape[0] * q.shape[1] * length * (past + length / 2) * q.element_size() <= KEEP
+
+
 def probabilities(
-    rows: Tensor, keys: Tensor, block: Block, bias: Tensor | None, out: Tensor
+    rows: Tensor, keys: Tensor, block: Block, bias: Tensor | None, out: Tensor, space: Tensor
 ) -> None:
-    """softmax(rows keys^T / sqrt(Dh) + bias + mask) of one block."""
-    scaled_bmm(rows, keys[:, block.low : block.high].mT, rows.shape[2] ** -0.5, out)
+    """softmax(rows keys^T / sqrt(Dh) + bias + mask) of one block; `space` is scratch.
+
+    Scores rounded to bf16 would make sharp attention up to 1.8 times less exact than torch's
+    kernel, which holds them in fp32. What the rounding lost, r = exact - rounded, is small and
+    comes from a second product; the softmax's derivative adds it: p + p (r - sum p r).
+    """
+    seen, scale = keys[:, block.low : block.high].mT, rows.shape[2] ** -0.5
+    scaled_bmm(rows, seen, scale, out)
+    lost = None
+    if out.dtype == torch.bfloat16:
+        lost = torch.baddbmm(out, rows, seen, beta=-1, alpha=scale, out=room(space, out.shape))
     if bias is not None:
-        seen = bias[:, :, block.start : block.stop, block.low : block.high]
-        out.view(seen.shape).add_(seen)
+        added = bias[:, :, block.start : block.stop, block.low : block.high]
+        out.view(added.shape).add_(added)
     by_head = out.view(-1, block.stop - block.start, out.shape[2])
     by_head[:, :, block.edge - block.low :].add_(block.mask)
     softmax_into(out, -1, False, out=out)
+    if lost is not None:
+        softmax_backward_into(lost, out, -1, out.dtype, grad_input=lost)
+        out.add_(lost)
 
 
 def scaled_bmm(a: Tensor, b: Tensor, scale: float, out: Tensor) -> Tensor:
@@ -192,6 +213,6 @@ def scaled_bmm(a: Tensor, b: Tensor, scale: float, out: Tensor) -> Tensor:
     return torch.baddbmm(out, a, b, beta=0, alpha=scale, out=out)
 
 
-def room(space: Tensor, shape: tuple[int, ...]) -> Tensor:
+def room(space: Tensor, shape: Sequence[int]) -> Tensor:
     """The front of a flat workspace, in a shape."""
     return space[: math.prod(shape)].view(shape)

@@ -6,6 +6,7 @@ taken while its logits exist: three products per chunk, and the rest happens in 
 forward pass therefore does the backward's work, and the backward only multiplies by a scalar.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -78,6 +79,8 @@ class LinearCrossEntropy(torch.autograd.Function):
         z_loss: float, rows: int, dtype: torch.dtype, train: bool,
     ) -> Tensor:  # fmt: skip
         exact = torch.promote_types(dtype, torch.float32)
+        count = max(1, math.ceil(hidden.shape[0] / rows))
+        rows = math.ceil(hidden.shape[0] / count)  # no small chunk at the end
         loss = hidden.new_zeros((), dtype=exact)
         d_hidden = torch.empty_like(hidden) if train and ctx.needs_input_grad[0] else None
         d_weight: Tensor | None = None
@@ -85,7 +88,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             w = weight.to(dtype)
             b = None if bias is None else bias.to(dtype)
-            for start in range(0, hidden.shape[0], rows):
+            for start in range(0, hidden.shape[0], max(1, rows)):
                 part = slice(start, start + rows)
                 h = hidden[part].to(dtype)
                 logits = F.linear(h, w, b)

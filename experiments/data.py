@@ -388,11 +388,8 @@ def _open_shard(path: Path, dtype: str) -> np.ndarray:
 
 
 def vocab_size(data: DataConfig, cache: Path) -> int:
-    """How many ids the tokenizer has, without tokenizing the corpus where that can be known."""
-    folder = cache / cache_key(data)
-    if _is_whole(folder):
-        return load(folder).vocab_size
-    asked = data.tokenizer.params.get("vocab_size")
+    """How many ids the tokenizer has; tokenizes the corpus only where it can't be known before."""
+    asked = data.tokenizer.params.get("vocab_size")  # bpe: the table has exactly that many rows
     if isinstance(asked, int):
         return asked
     if data.tokenizer.name == "characters":

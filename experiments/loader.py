@@ -43,6 +43,7 @@ def load(name: str | Path, overrides: Iterable[str] = ()) -> Experiment:
         ConfigError: everything that is wrong with it, one line each.
     """
     located = compose(find(name, PRESETS, "experiment"))
+    load_imports(located)  # an override may go into a component that they hold
     apply_overrides(located, overrides)
     return validate(located)
 
@@ -180,8 +181,10 @@ def component_name(data: Any, path: Path_) -> str | None:
     """The name of the component at `path`: as written, or else the default."""
     holder = schema_at(data, path[:-1])
     for key in path:
-        known = isinstance(data, dict) or (isinstance(data, list) and isinstance(key, int))
-        data = (data.get(key) if isinstance(data, dict) else data[int(key)]) if known else None
+        try:
+            data = data[key]
+        except (KeyError, IndexError, TypeError):
+            data = None
     if data is None and holder is not None and str(path[-1]) in holder.model_fields:
         data = plain_value(holder.model_fields[str(path[-1])].default)
     name = data.get("name") if isinstance(data, dict) else data

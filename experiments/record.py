@@ -191,16 +191,25 @@ class Run:
         except OSError as error:
             raise disk_error(error, self.folder) from error
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            if not self._take(descriptor):
                 raise UserError(
                     f"{self.folder}: another process works on this run ({self.owner}); "
                     "wait for it, or stop it with: run.py cancel"
-                ) from None
+                )
             yield
         finally:
             os.close(descriptor)
+
+    @staticmethod
+    def _take(descriptor: int) -> bool:
+        # `locked` holds the lock for an instant when it looks: a few tries tell that from an owner
+        for _ in range(20):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except OSError:
+                time.sleep(0.02)
+        return False
 
     @property
     def owner(self) -> str:
@@ -229,8 +238,9 @@ def find(root: Path, prefix: str) -> Run:
         UserError: none or several; says which.
     """
     as_path = Path(prefix)
-    if (as_path / "experiment.yaml").is_file():
-        return Run(as_path.resolve().parent, as_path.resolve().name)
+    with contextlib.suppress(OSError):  # a name too long for a path
+        if (as_path / "experiment.yaml").is_file():
+            return Run(as_path.resolve().parent, as_path.resolve().name)
     ids = all_ids(root)
     if prefix in ids:
         return Run(root, prefix)

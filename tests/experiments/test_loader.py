@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from components import registry
 from experiments import loader
 from experiments.yaml_text import ConfigError
 
@@ -37,6 +38,8 @@ MODEL = (
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
+    registry.load_builtin()
+    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     return tmp_path
 
 
@@ -346,6 +349,7 @@ def test_imports_are_relative_to_their_file_and_accumulate_over_bases() -> None:
     assert e.model.norm.params == {"gain": 2.0}
     assert e.imports == (str(Path("sub/one.py").resolve()), str(Path("two.py").resolve()))
     assert loader.load("x.yaml", ["model.norm=test_one"]).model.norm.name == "test_one"
+    assert loader.load("x.yaml", ["model.norm.gain=3"]).model.norm.params == {"gain": 3.0}
     told = lines("model.norm.gian=1")
     assert told == [
         "command line: model.norm.gian=1: model.norm.gian: unknown key 'gian' — did you mean "

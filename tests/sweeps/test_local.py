@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import fake_runs
 import psutil
 import pytest
 
@@ -134,7 +133,7 @@ def test_each_run_has_a_process_in_another_session_and_its_share_of_the_cores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "usable_cores", lambda: 8)
-    monkeypatch.setattr(machine, "visible_gpus", lambda: [])
+    monkeypatch.setattr(machine, "visible_gpus", list)
     jobs = jobs_of(FINISH, FINISH)
     execute(jobs, tmp_path, workers=None)
     seen = [read_json(Run(tmp_path, job.id) / "seen.json") for job in jobs]
@@ -145,7 +144,7 @@ def test_each_run_has_a_process_in_another_session_and_its_share_of_the_cores(
 
 def test_cores_are_divided_and_gpus_are_dealt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "usable_cores", lambda: 8)
-    monkeypatch.setattr(machine, "visible_gpus", lambda: [])
+    monkeypatch.setattr(machine, "visible_gpus", list)
     many = jobs_of(*[{"execution": {"threads": None}}] * 20)
     assert machine.plan_slots(many) == machine.Slots((None,) * 8, 1)
     assert machine.plan_slots(many[:3]) == machine.Slots((None,) * 3, 2)
