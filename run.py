@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import click
 
 F = TypeVar("F", bound=Callable[..., Any])
+SEED = click.IntRange(0, 2**63 - 1)
 FORMATS = {"md": "markdown", "latex": "latex", "csv": "csv", "json": "json"}
 
 
@@ -93,7 +94,7 @@ def show_rich(renderable: Any) -> None:
 @cli.command()
 @click.argument("experiment")
 @overrides_argument
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=SEED, default=0, show_default=True)
 @runs_option
 @dry_run_option
 @json_option
@@ -156,7 +157,10 @@ def show(experiment: str, overrides: tuple[str, ...], as_json: bool) -> None:
     from experiments.loader import load, resolved, to_yaml
 
     checked = load(experiment, overrides)
-    out(resolved(checked)) if as_json else click.echo(to_yaml(checked), nl=False)
+    if as_json:
+        out({"schema": 1, "experiment": resolved(checked)})
+    else:
+        click.echo(to_yaml(checked), nl=False)
 
 
 @cli.command()
@@ -196,7 +200,7 @@ def sampling_options(command: F) -> F:
             click.option("--temperature", default=0.8, show_default=True, help="0: likeliest."),
             click.option("--top-k", type=int, help="Only the k likeliest tokens."),
             click.option("--top-p", type=float, help="Only the likeliest that reach p together."),
-            click.option("--seed", default=0, show_default=True, help="Of the draws."),
+            click.option("--seed", type=SEED, default=0, show_default=True, help="Of the draws."),
             click.option("--samples", "-s", type=click.IntRange(min=1), default=1),
         ]
     ):
@@ -307,18 +311,20 @@ def sweep(
     if dry_run:
         out(planned.as_json()) if as_json else show_rich(planning.render(planned))
         return
+    if planned.missing:
+        planning.check_data(designed)
     manifest.write(root, planned.manifest)
     carry_out(manifest.load(root, designed.name), root, workers, as_json)
 
 
 def carry_out(record: dict[str, Any], root: Path, workers: int | None, as_json: bool) -> None:
     """Runs what is missing, then shows and writes the table; exits as the module says."""
-    from sweeps import local
+    from sweeps import local, manifest
     from sweeps import status as states
 
     outcome = local.run_manifest(record, root, workers=workers)
     say("")
-    show_table(record["name"], root, as_json)
+    show_table(manifest.path_of(root, record["name"]), root, as_json)
     if outcome.interrupted:
         say(f"stopped; nothing is lost. Go on with: python run.py sweep {record['name']}{at(root)}")
         sys.exit(130)
@@ -329,12 +335,12 @@ def carry_out(record: dict[str, Any], root: Path, workers: int | None, as_json: 
     say(f"next: python run.py sample {record['name']} --prompt 'Return the'{at(root)}")
 
 
-def show_table(name: str, root: Path, as_json: bool) -> None:
+def show_table(path: Path, root: Path, as_json: bool) -> None:
     """The table in the terminal; all its formats and the figure on disk, their paths said."""
     from analysis import figures, render, results
     from analysis import table as tables
+    from experiments.record import UserError, write_atomically
 
-    path = root / "sweeps" / f"{name}.json"
     record = results.read_manifest(path)
     table = tables.ablation_table(record, results.read_runs(record, root))
     if as_json:
@@ -351,9 +357,12 @@ def show_table(name: str, root: Path, as_json: bool) -> None:
         ("csv", render.csv_text(table)),
     ):
         target = path.with_suffix(f".{ending}")
-        target.write_text(text, encoding="utf-8")
+        write_atomically(target, text, durable=False)
         written.append(target)
-    written += figures.loss_curves(record, root, path.with_name(f"{name}-curves"))
+    try:
+        written += figures.loss_curves(record, root, path.with_name(f"{path.stem}-curves"))
+    except UserError as error:  # the table stands without it
+        say(f"no figure: {error}")
     say("written: " + "  ".join(str(p) for p in written))
 
 
@@ -413,12 +422,14 @@ def table(name: str, form: str | None, target: Path | None, root: Path, as_json:
     from analysis import render, results
     from analysis import table as tables
     from experiments.record import write_atomically
+    from sweeps import manifest
 
     form = "json" if as_json else form
+    path = manifest.find(root, name)
     if form is None and target is None:
-        show_table(manifest_name(name), root, False)
+        show_table(path, root, False)
         return
-    record = results.read_manifest(root / "sweeps" / f"{manifest_name(name)}.json")
+    record = results.read_manifest(path)
     made = tables.ablation_table(record, results.read_runs(record, root))
     if form is None and target is not None:
         by_ending = {".md": "md", ".tex": "latex", ".csv": "csv", ".json": "json"}
@@ -431,14 +442,17 @@ def table(name: str, form: str | None, target: Path | None, root: Path, as_json:
         say(f"written: {target}")
 
 
-def manifest_name(name: str) -> str:
-    """A sweep's name, where its file was given."""
-    return Path(name).stem if name.endswith((".yaml", ".yml")) else name
+def usage(error: click.ClickException) -> str:
+    """What was wrong with the words of the command line, in one line."""
+    message = " ".join(error.format_message().split())
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "run.py"
+    return f"{message[:1].lower()}{message[1:].removesuffix('.')} (see: {command} --help)"
 
 
 def main() -> None:
     """Runs the command; every mistake a person can make is one line and exit code 2."""
-    from experiments.record import UserError
+    from experiments.record import Interrupted, UserError
 
     try:
         code = cli.main(standalone_mode=False)
@@ -446,8 +460,11 @@ def main() -> None:
         for line in str(error).splitlines():
             say(f"error: {line}")
         sys.exit(2)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        sys.exit(2)
+    except click.ClickException as error:
+        say(f"error: {usage(error)}")
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
         say("interrupted")
@@ -455,11 +472,14 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except Exception as error:
-        if type(error).__name__ == "Interrupted":
-            say(f"{error}; the checkpoint is saved, run the same again to go on")
-            sys.exit(130)
-        raise
+    except OSError as error:
+        if error.filename is None:  # no file of a person's: a mistake of ours
+            raise
+        say(f"error: {error.filename}: {error.strerror}")
+        sys.exit(2)
+    except Interrupted as error:
+        say(f"{error}; the checkpoint is saved, run the same again to go on")
+        sys.exit(130)
     sys.exit(code if isinstance(code, int) else 0)
 
 

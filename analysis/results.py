@@ -76,7 +76,7 @@ def read_manifest(path: Path) -> Manifest:
     _check_schema(data, path)
     rows = tuple(_row(value, f"{path}: row {i}") for i, value in enumerate(data.get("rows", []), 1))
     if not rows:
-        raise UserError(f"{path}: the sweep has no rows; run `plan` on its file again")
+        raise UserError(f"{path}: the sweep has no rows; write it anew with: run.py sweep FILE")
     match = data.get("match")
     if match not in (None, "params", "flops"):
         raise UserError(f"{path}: match is {match!r}, not params, flops or null")

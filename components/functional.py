@@ -3,7 +3,7 @@
 `causal_attention` chooses between three paths, all tested against `plain`:
 
     plain    products and a softmax in fp32: the definition; also what counts FLOPs (meta device)
-    sdpa     torch's fused kernels: GPUs, dropout, single queries against a cache, compiled models
+    sdpa     torch's fused kernels: GPUs, dropout, single queries against a cache
     blocked  `components.attention_cpu`: training and prefill on a CPU
 
 `linear_cross_entropy` is re-exported from its own file.
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from components.attention_compiled import compiled
 from components.attention_cpu import BlockedAttention, keeps
 from components.linear_cross_entropy import linear_cross_entropy as linear_cross_entropy
 
@@ -50,6 +51,8 @@ def causal_attention(
         keep = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
         if bias is not None:
             bias = bias.detach().expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
+        if torch.compiler.is_compiling():
+            return compiled(q, k, v, bias, window, keep)[0]
         return BlockedAttention.apply(q, k, v, bias, window, keep)
     return (plain if path == "plain" else sdpa)(q, k, v, bias, window, dropout)
 
@@ -63,7 +66,7 @@ def choose(q: Tensor, k: Tensor, bias: Tensor | None, window: int | None, dropou
     """
     if q.device.type == "meta" or (bias is not None and bias.requires_grad):
         return "plain"
-    if q.device.type != "cpu" or dropout > 0 or torch.compiler.is_compiling():
+    if q.device.type != "cpu" or dropout > 0:
         return "sdpa"
     if q.dtype == torch.bfloat16 and q.shape[2] >= 16:
         return "blocked"

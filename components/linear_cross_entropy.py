@@ -121,6 +121,7 @@ def losses(
     """The chunk's summed loss; in training, `logits` (rows, V) become their own gradient."""
     rows, total = logits.shape[0], logits.new_zeros((), dtype=exact)
     step = max(1, CACHE.get(logits.device.type, logits.numel()) // logits.shape[1])
+    step = rows if torch.compiler.is_compiling() else step  # the compiler fuses by itself
     counted = (targets != IGNORE).to(exact)[:, None]
     targets = targets.clamp_min(0)[:, None]
     for start in range(0, rows, step):

@@ -275,7 +275,8 @@ def _documents(data: DataConfig, progress: bool) -> Callable[[str], Iterator[tup
         stream = corpus.documents()
         for keep in filters:
             stream = keep(stream)
-        with tqdm(unit="B", unit_scale=True, desc=f"data: {what}", disable=not progress) as bar:
+        hidden = None if progress else True  # None: shown on a terminal only
+        with tqdm(unit="B", unit_scale=True, desc=f"data: {what}", disable=hidden) as bar:
             for document in stream:
                 if not document:
                     continue

@@ -52,7 +52,8 @@ class Sampling:
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """`(B, V)` logits -> `(B, V)` probabilities after temperature, top-k and top-p."""
-        logits = logits.float() / self.temperature
+        # From the largest down, in double: the smallest temperature overflows nothing.
+        logits = (logits - logits.amax(-1, keepdim=True)).double() / self.temperature
         if self.top_k is not None and self.top_k < logits.shape[-1]:
             floor = logits.topk(self.top_k, dim=-1).values[:, -1:]
             logits = logits.masked_fill(logits < floor, float("-inf"))
@@ -83,8 +84,12 @@ def generate(
     Where the context is full, the cache is filled anew from its later half and goes on.
 
     Raises:
-        UserError: the prompt alone is longer than the context.
+        UserError: the prompt alone is longer than the context, or no text.
     """
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"the prompt is not UTF-8 text at character {error.start + 1}") from error
     limit = model.dims.max_seq_len
     start = [tokenizer.end_of_text, *tokenizer.encode(prompt)]
     if len(start) > limit:

@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 PACKAGES = (
     *("torch", "accelerate", "numpy", "pydantic", "tokenizers", "datasets", "safetensors"),
     "einops",
@@ -29,6 +31,7 @@ def describe(device: str, processes: int) -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": cpu(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "threads": torch.get_num_threads(),
         "device": device,
         "processes": processes,
     }

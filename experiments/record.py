@@ -22,6 +22,7 @@ import errno
 import fcntl
 import json
 import os
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -34,6 +35,18 @@ from components.registry import UserError
 __all__ = ["Run", "UserError", "append_rows", "read_json", "read_rows", "write_atomically"]
 
 SCHEMA = 1
+
+
+class Locked(UserError):
+    """Another process works on the run."""
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop; it has saved a checkpoint and can go on from it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.signal = number
 
 
 def write_atomically(path: Path, text: str, durable: bool = True) -> None:
@@ -79,8 +92,12 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: can't be read: {error}") from error
+    except OSError as error:
+        raise UserError(f"{path}: can't be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path}: can't be read: damaged ({error}); remove it and run the same again"
+        ) from error
     if not isinstance(data, dict):
         raise UserError(f"{path}: holds {type(data).__name__}, not the record of a run")
     return data
@@ -155,8 +172,14 @@ class Run:
 
     @property
     def state(self) -> str:
-        if (self / "result.json").exists():
-            return str(read_json(self / "result.json").get("status", "done"))
+        if (path := self / "result.json").exists():
+            status = read_json(path).get("status")
+            if status not in ("done", "diverged"):
+                raise UserError(
+                    f"{path}: status is {status!r}, neither done nor diverged; "
+                    "remove it and run the same again"
+                )
+            return str(status)
         if self.locked:
             return "running"
         if (self / "failure.json").exists():
@@ -183,7 +206,7 @@ class Run:
         """Holds the run for this process; the kernel lets go when the process ends, however.
 
         Raises:
-            UserError: somebody else works on it; says who.
+            Locked: somebody else works on it; says who.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -192,7 +215,7 @@ class Run:
             raise disk_error(error, self.folder) from error
         try:
             if not self._take(descriptor):
-                raise UserError(
+                raise Locked(
                     f"{self.folder}: another process works on this run ({self.owner}); "
                     "wait for it, or stop it with: run.py cancel"
                 )

@@ -24,7 +24,7 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Count = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=10**15)]
+Count = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=2**53)]
 EXECUTION: dict[str, Any] = {"execution": True}  # json_schema_extra of fields outside the identity
 
 

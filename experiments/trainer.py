@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import signal
 import sys
 import time
@@ -33,6 +34,7 @@ from experiments.loader import changed_defaults, run_id, to_yaml
 from experiments.progress import Progress
 from experiments.record import (
     SCHEMA,
+    Interrupted,
     Run,
     UserError,
     append_rows,
@@ -43,16 +45,6 @@ from experiments.record import (
 )
 from experiments.schema import Experiment
 from experiments.yaml_text import read
-
-HEARTBEAT_SECONDS = 2.0
-
-
-class Interrupted(Exception):
-    """A signal asked the run to stop; it has saved a checkpoint and can go on from it."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.signal = number
 
 
 class LanguageModel(nn.Module):
@@ -538,6 +530,10 @@ def begin(
             f"{run.folder}: the data has changed since this run began (fingerprint {before}, "
             f"now {data.fingerprint}); restore it, or use another --runs folder"
         )
+    threads = experiment.execution.threads
+    if threads is None and known["attempts"]:  # the order of sums depends on it
+        first = known["attempts"][0].get("threads") or torch.get_num_threads()
+        torch.set_num_threads(min(first, os.cpu_count() or first))
     attempt = provenance.describe(str(accelerator.device), world(accelerator))
     known |= {"seed": seed, "data": {**data.meta, "folder": data.folder.name}}
     known["attempts"] = [*known["attempts"], attempt]

@@ -16,6 +16,7 @@ from experiments.yaml_text import ConfigError, Located, Path_
 MOST_ROWS = 5000  # a product past this, and past max_runs, is refused before it is written out
 
 Label = Annotated[str, Field(min_length=1, pattern=r"^[^\n]*$")]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Axes = dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]]
 
 
@@ -49,7 +50,7 @@ class SweepFile(Closed):
     description: str = ""
     set: dict[str, Any] = Field(default_factory=dict)
     baseline: Baseline = Baseline()
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
     rows: tuple[Row, ...] = ()
     ladder: tuple[Row, ...] = ()
     leave_one_out: bool = False

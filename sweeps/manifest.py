@@ -98,11 +98,11 @@ def write(root: Path, data: Mapping[str, Any]) -> Path:
     return path
 
 
-def load(root: Path, name: str) -> dict[str, Any]:
-    """The manifest of the sweep `name` (or of a sweep file's path, whose stem is its name).
+def find(root: Path, name: str) -> Path:
+    """Where the manifest of the sweep `name` (or of a sweep file, whose stem is its name) lies.
 
     Raises:
-        UserError: there is none, or it is damaged, or no manifest.
+        UserError: there is none; suggests what there is.
     """
     path = path_of(root, name)
     if Path(name).name != name or not path.is_file():
@@ -113,15 +113,31 @@ def load(root: Path, name: str) -> dict[str, Any]:
             f"no sweep '{name}' in {root}{did_you_mean(Path(name).stem, known)}; "
             "make it with: run.py sweep FILE"
         )
+    return path
+
+
+def load(root: Path, name: str) -> dict[str, Any]:
+    """The manifest that `find` finds, checked.
+
+    Raises:
+        UserError: there is none, or it is damaged, or no manifest.
+    """
+    path = find(root, name)
     data = read_json(path)
     if data.get("schema") != SCHEMA:
         raise UserError(
             f"{path}: schema is {data.get('schema')!r}, this version reads {SCHEMA}; "
-            "write it anew with: run.py plan FILE"
+            "write it anew with: run.py sweep FILE"
         )
     _check(data, _KEYS, str(path))
+    if data["name"] != path.stem:  # markers and tables are named by it
+        raise UserError(f"{path}: name is {data['name']!r}; give the file its name back")
+    if not all(isinstance(seed, int) for seed in data["seeds"]):
+        raise UserError(
+            f"{path}: seeds are {data['seeds']!r}; write it anew with: run.py sweep FILE"
+        )
     if not data["rows"]:
-        raise UserError(f"{path}: has no rows; write it anew with: run.py plan FILE")
+        raise UserError(f"{path}: has no rows; write it anew with: run.py sweep FILE")
     for number, row in enumerate(data["rows"], 1):
         where = f"{path}: row {number}"
         if not isinstance(row, dict):
@@ -134,11 +150,22 @@ def load(root: Path, name: str) -> dict[str, Any]:
     return data
 
 
+def all_of(root: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Every manifest below `root`, and what is wrong with those that are none."""
+    good, wrong = [], []
+    for path in sorted((root / "sweeps").glob("*.json")):
+        try:
+            good.append(load(root, path.stem))
+        except UserError as error:
+            wrong.append(str(error))
+    return good, wrong
+
+
 def _check(data: Mapping[str, Any], keys: Mapping[str, type], where: str) -> None:
     for key, kind in keys.items():
         if not isinstance(data.get(key), kind):
             found = repr(data[key]) if key in data else "missing"
-            raise UserError(f"{where}: {key} is {found}; write it anew with: run.py plan FILE")
+            raise UserError(f"{where}: {key} is {found}; write it anew with: run.py sweep FILE")
 
 
 def jobs(data: Mapping[str, Any]) -> Iterator[Job]:

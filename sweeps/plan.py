@@ -8,6 +8,8 @@ new run is compared with it.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import statistics
 from collections import Counter
 from collections.abc import Mapping
@@ -137,6 +139,27 @@ def changed_defaults(run: Run, variant: Variant) -> list[str]:
     ] * bool(found)
 
 
+def check_data(sweep: Sweep) -> None:
+    """Looks for each row's text and tokenizer, before any of its runs would miss them.
+
+    Raises:
+        UserError: one is not there; names the row.
+    """
+    from experiments.data import cache_key
+
+    seen = set()
+    for variant in sweep.variants:
+        data = variant.experiment.data
+        key = json.dumps(loader.dump(data, everything=True), sort_keys=True)
+        if key in seen:
+            continue
+        seen.add(key)
+        try:
+            cache_key(data)
+        except UserError as error:
+            raise UserError(f"{variant.mark}: '{variant.label}': {error}") from error
+
+
 def differences(
     sweep: Sweep, variant: Variant, solved: tuple[str, int] | None = None
 ) -> tuple[str, ...]:
@@ -163,7 +186,7 @@ def measured_speed(root: Path) -> float | None:
     speeds = []
     for run in all_ids(root):
         path = root / run / "result.json"
-        if path.is_file():
+        with contextlib.suppress(UserError):  # another run's damage is no matter here
             result = read_json(path)
             cost, rate = result.get("flops_per_token"), result.get("tokens_per_s")
             if isinstance(cost, int | float) and isinstance(rate, int | float) and cost * rate > 0:

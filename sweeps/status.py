@@ -73,8 +73,8 @@ def sweep_status(root: Path, record: Mapping[str, Any]) -> list[Row]:
 def all_status(root: Path) -> list[Row]:
     """A row for each run of every sweep, and for each run that belongs to none."""
     rows: dict[str, Row] = {}
-    for path in sorted((root / "sweeps").glob("*.json")):
-        for row in sweep_status(root, manifest.load(root, path.stem)):
+    for record in manifest.all_of(root)[0]:
+        for row in sweep_status(root, record):
             rows.setdefault(row.id, row)
     for id in all_ids(root):
         if id not in rows:
@@ -229,6 +229,8 @@ def command(root: Path, name: str | None, *, as_json: bool = False, watch: bool 
     def shown(rows: Sequence[Row]) -> Table:
         return render(rows, f"{title or root}: {summary(rows)}")
 
+    for damage in manifest.all_of(root)[1] if record is None else ():
+        print(f"passed over: {damage}", file=sys.stderr)
     rows = look()
     tty = sys.stdout.isatty()
     console = Console(width=None if tty else 120)

@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from components.registry import UserError
-from experiments.record import SCHEMA, Run, write_json
+from experiments.record import SCHEMA, Interrupted, Locked, Run, UserError, write_json
 from sweeps import manifest
 
 DONE, FAILED, INTERRUPTED, ELSEWHERE = 0, 1, 75, 76  # exit codes of a run's process
@@ -68,17 +67,17 @@ def work(
         module, _, function = settings.target.partition(":")
         getattr(importlib.import_module(module), function)(job, run.root)
         code = DONE
+    except Locked:
+        code = ELSEWHERE
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        code = INTERRUPTED
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        taken = "another process works on this run" in str(error) or run.locked
-        code = ELSEWHERE if taken else fail(run, str(error))
+        code = fail(run, str(error))
     except BaseException as error:
-        if type(error).__name__ == "Interrupted":  # the trainer's; no torch imported to name it
-            print(error, file=sys.stderr)
-            code = INTERRUPTED
-        else:
-            traceback.print_exc()
-            code = fail(run, f"{type(error).__name__}: {error}")
+        traceback.print_exc()
+        code = fail(run, f"{type(error).__name__}: {error}")
     finally:
         with contextlib.suppress(Exception):
             sys.stdout.flush()

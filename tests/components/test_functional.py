@@ -1,12 +1,14 @@
 """Every fast path equals the plain one, in values and in gradients."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from components import attention_cpu
+from components.attention_compiled import compiled
 from components.functional import causal_attention, choose, linear_cross_entropy
 from components.linear_cross_entropy import plain as plain_loss
 
@@ -34,7 +36,7 @@ def alibi(length: int, keys: int) -> Tensor:
     return torch.tensor([0.5, 0.25, 0.1, 0.01])[:, None, None] * distance
 
 
-def results(path: str | None, tensors: list[Tensor], grad: Tensor, **options) -> list[Tensor]:
+def results(path, tensors, grad, **options):
     """The output and the gradients of q, k and v."""
     out = causal_attention(*tensors, path=path, **options)
     return [out, *torch.autograd.grad(out, tensors, grad.to(out.dtype))]
@@ -56,9 +58,7 @@ def test_fp32_paths_equal_the_plain_one_in_values_and_gradients(path):
         options = {"window": window, "bias": alibi(length, keys) if biased else None}
         exact = results("plain", tensors, grad, **options)
         for found, right in zip(results(path, tensors, grad, **options), exact, strict=True):
-            torch.testing.assert_close(
-                found, right, atol=2e-5, rtol=1e-5, msg=lambda m, o=options: f"{o}: {m}"
-            )
+            torch.testing.assert_close(found, right, atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0])
@@ -112,6 +112,19 @@ def test_attention_gradients_match_finite_differences(path, window, n_kv_heads):
     assert torch.autograd.gradcheck(
         lambda *x: causal_attention(*x, path=path, window=window, bias=bias), tensors
     )
+
+
+@pytest.mark.parametrize(("keys", "n_kv_heads", "window"), [(130, 4, 20), (300, 2, None)])
+def test_the_operators_for_compiled_models_are_the_same_attention(keys, n_kv_heads, window):
+    tensors, grad = inputs(130, keys, n_kv_heads), torch.randn(2, 4, 130, 16)
+    bias = torch.randn(2, 4, 130, keys)
+    wanted = results("blocked", tensors, grad, bias=bias, window=window)
+    out = compiled(*tensors, bias, window, True)[0]
+    found = [out, *torch.autograd.grad(out, tensors, grad)]
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    checks = ("test_schema", "test_faketensor", "test_autograd_registration")
+    for keep in (True, False):
+        torch.library.opcheck(compiled, (*tensors, bias, window, keep), test_utils=checks)
 
 
 def test_a_query_sees_its_own_position_and_no_later_one():
@@ -188,11 +201,9 @@ def tokens(count: int = 37, width: int = 8, words: int = 300, dtype: torch.dtype
 def test_chunked_loss_equals_the_plain_one_in_value_and_gradients(chunk, biased, z_loss):
     hidden, weight, bias, targets = tokens()
     wanted = [hidden, weight, bias] if biased else [hidden, weight]
-    given = (hidden, weight, bias if biased else None, targets)
-    exact, found = (
-        plain_loss(*given, z_loss),
-        linear_cross_entropy(*given, z_loss=z_loss, chunk=chunk),
-    )
+    b = bias if biased else None
+    exact = plain_loss(hidden, weight, b, targets, z_loss)
+    found = linear_cross_entropy(hidden, weight, b, targets, z_loss=z_loss, chunk=chunk)
     torch.testing.assert_close(found, exact, rtol=1e-6, atol=0)
     pairs = zip(
         torch.autograd.grad(found / 7, wanted), torch.autograd.grad(exact / 7, wanted), strict=True
@@ -204,7 +215,8 @@ def test_chunked_loss_equals_the_plain_one_in_value_and_gradients(chunk, biased,
 def test_loss_gradients_match_finite_differences():
     hidden, weight, bias, targets = tokens(5, 3, 6, torch.float64)
     assert torch.autograd.gradcheck(
-        lambda *x: linear_cross_entropy(*x, targets, z_loss=0.1, chunk=2), (hidden, weight, bias)
+        lambda h, w, b: linear_cross_entropy(h, w, b, targets, z_loss=0.1, chunk=2),
+        (hidden, weight, bias),
     )
 
 
@@ -212,7 +224,6 @@ def test_under_autocast_the_chunked_loss_is_as_exact_as_the_plain_one():
     hidden, weight, _, targets = tokens(200, 32, 400)
     exact = plain_loss(hidden, weight, None, targets)
     right = [exact, *torch.autograd.grad(exact, (hidden, weight))]
-    errors = []
     for chunk in (None, 50):
         with torch.autocast("cpu", torch.bfloat16):
             loss = linear_cross_entropy(hidden, weight, None, targets, chunk=chunk)
@@ -251,3 +262,23 @@ def test_loss_of_certain_and_of_hopeless_predictions_is_exact():
     hidden, targets = torch.eye(300)[:2], torch.tensor([0, 5])
     loss = linear_cross_entropy(hidden, weight, None, targets, chunk=10)
     assert loss.item() == pytest.approx(200.0, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_a_compiled_step_equals_the_eager_one_at_any_batch_size():
+    def loss(*given: Tensor) -> Tensor:
+        q, k, v, weight, targets = given
+        mixed = causal_attention(q, k, v).transpose(1, 2).flatten(2)
+        return linear_cross_entropy(mixed.flatten(0, 1), weight, None, targets, chunk=100)
+
+    weight = torch.randn(300, 64, requires_grad=True)
+    step: Any = torch.compile(loss, fullgraph=True)
+    for batch in (2, 3, 4):
+        tensors = [torch.randn(batch, heads, 130, 16).requires_grad_() for heads in (4, 2, 2)]
+        targets = torch.randint(0, 300, (batch * 130,))
+        values = []
+        for function in (loss, step):
+            value = function(*tensors, weight, targets)
+            values.append([value, *torch.autograd.grad(value, [*tensors, weight])])
+        for a, b in zip(*values, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)

@@ -15,12 +15,8 @@ import time
 from pathlib import Path
 
 from components.registry import UserError
-from experiments.record import Run, append_rows, write_json
+from experiments.record import Interrupted, Run, append_rows, write_json
 from sweeps.manifest import Job
-
-
-class Interrupted(Exception):
-    """As the trainer's."""
 
 
 def train(job: Job, root: Path) -> None:
@@ -43,7 +39,7 @@ def train(job: Job, root: Path) -> None:
         if do == "kill":
             os.kill(os.getpid(), job.experiment["signal"])
         if do == "stop":
-            raise Interrupted("stopped by SIGTERM")
+            raise Interrupted(signal.SIGTERM)
         if do in ("linger", "stubborn"):
             run.heartbeat(started=time.time(), step=1, steps=4, tokens=8)
             while not (root / "go").exists():
@@ -51,7 +47,7 @@ def train(job: Job, root: Path) -> None:
                     (run / "saved").touch()
                     with contextlib.suppress(FileNotFoundError):
                         (run / "running.json").unlink()
-                    raise Interrupted("stopped by SIGTERM")
+                    raise Interrupted(signal.SIGTERM)
                 time.sleep(0.01)
         write_json(run / "result.json", {"status": "done", "val/loss": 1.5, "step": 4})
 

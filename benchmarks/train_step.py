@@ -1,0 +1,326 @@
+"""Training speed beside transformers' models: tokens per second, and peak memory.
+
+    python benchmarks/train_step.py                     all shapes, fp32 and bf16, one thread
+    python benchmarks/train_step.py --shape 4x128 --precision bf16 --compile
+
+Peers run in a bare loop: autocast, forward, cross-entropy, backward, clipping, fused AdamW. Ours
+runs through `experiments.trainer.Training.train_step`, with its data, schedule, checks and log
+rows. All contenders take turns in one process, so that a noisy machine is noisy for all; each
+ratio is the median over turns of the ratio within a turn, with its quartiles. Memory is the peak
+of a process of its own, less what it held before the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+
+@dataclass(frozen=True)
+class Shape:
+    """layers x width, heads, sequence length, vocabulary, sequences per step."""
+
+    n_layers: int
+    d_model: int
+    n_heads: int
+    seq_len: int
+    vocab_size: int
+    batch: int
+
+    @property
+    def tokens(self) -> int:
+        return self.batch * self.seq_len
+
+
+SHAPES = {
+    "4x128": Shape(4, 128, 4, 256, 256, 16),
+    "6x384": Shape(6, 384, 6, 256, 65, 8),
+    "8x512": Shape(8, 512, 8, 512, 16384, 4),
+}
+LR = 1e-3
+Step = Callable[[], None]
+
+
+class RandomTokens:
+    """A dataset's interface over uniform random tokens: speed does not depend on the text."""
+
+    def __init__(self, shape: Shape) -> None:
+        import numpy as np
+
+        self.shape, self.vocab_size = shape, shape.vocab_size
+        self.tokens = np.random.default_rng(0).integers(
+            0, shape.vocab_size, (64, shape.batch, shape.seq_len + 1), dtype=np.int64
+        )
+
+    def batch(self, step: int, **_: Any) -> Any:
+        return self.tokens[step % len(self.tokens)]
+
+    def validation(self, tokens: int, seq_len: int) -> tuple[Any, int]:
+        return self.tokens[0], self.tokens[0].size
+
+
+def ours(preset: str, shape: Shape, precision: str, folder: Path, compiled: bool) -> Step:
+    """A step of our trainer, log rows and checks included."""
+    from experiments import loader
+    from experiments.progress import Progress
+    from experiments.record import Run
+    from experiments.trainer import Training, start_accelerator
+
+    experiment = loader.load(preset, overrides(preset, shape, precision, compiled))
+    run = Run(folder, f"{preset}-{compiled}")
+    run.folder.mkdir(parents=True)
+    data: Any = RandomTokens(shape)
+    accelerator = start_accelerator(experiment)
+    training = Training(experiment, 0, run, data, accelerator, Progress("none", run))
+    training.clock.start(0.0)
+
+    def step() -> None:
+        lr, norm = training.train_step()
+        if training.due(experiment.execution.log_every):
+            training.log(lr, norm)
+        assert not training.diverged
+
+    return step
+
+
+def overrides(preset: str, shape: Shape, precision: str, compiled: bool) -> list[str]:
+    """The preset at the benchmark's shape."""
+    changes: dict[str, Any] = {
+        "model.n_layers": shape.n_layers,
+        "model.d_model": shape.d_model,
+        "model.n_heads": shape.n_heads,
+        "model.max_seq_len": shape.seq_len,
+        "data.corpus": "python_docs",
+        "data.tokenizer": "bytes",
+        "training.seq_len": shape.seq_len,
+        "training.global_batch_size": shape.batch,
+        "training.tokens": 10**9,
+        "training.lr": LR,
+        "training.precision": precision,
+        "execution.device": "cpu",
+        "execution.micro_batch_size": "null",
+        "execution.compile": "true" if compiled else "false",
+    }
+    if preset.startswith("llama"):
+        changes |= {"model.mixer.n_kv_heads": shape.n_heads, "model.ffn.hidden": hidden(shape)}
+    return [f"{key}={value}" for key, value in changes.items()]
+
+
+def hidden(shape: Shape) -> int:
+    """Two thirds of four widths, in multiples of eight."""
+    return round(8 * shape.d_model / 3 / 8) * 8
+
+
+def bare(model: Any, logits: Callable[[Any], Any], shape: Shape, precision: str) -> Step:
+    """The loop that everybody writes first."""
+    import torch
+    import torch.nn.functional as F
+
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
+        lr=LR,
+        betas=(0.9, 0.95),
+        fused=True,
+    )
+    data, count = RandomTokens(shape), iter(range(10**9))
+
+    def step() -> None:
+        windows = torch.from_numpy(data.batch(next(count)))
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            out = logits(windows[:, :-1])
+            loss = F.cross_entropy(out.flatten(0, 1).float(), windows[:, 1:].flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def transformers_model(name: str, shape: Shape) -> Any:
+    """GPT-2 or Llama from a random configuration."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    if name == "GPT2LMHeadModel":
+        return transformers.GPT2LMHeadModel(
+            transformers.GPT2Config(
+                vocab_size=shape.vocab_size,
+                n_positions=shape.seq_len,
+                n_embd=shape.d_model,
+                n_layer=shape.n_layers,
+                n_head=shape.n_heads,
+                resid_pdrop=0.0,
+                embd_pdrop=0.0,
+                attn_pdrop=0.0,
+                use_cache=False,
+            )
+        )
+    return transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=shape.vocab_size,
+            hidden_size=shape.d_model,
+            intermediate_size=hidden(shape),
+            num_hidden_layers=shape.n_layers,
+            num_attention_heads=shape.n_heads,
+            max_position_embeddings=shape.seq_len,
+            use_cache=False,
+        )
+    )
+
+
+def contender(name: str, shape: Shape, precision: str, folder: Path) -> Step:
+    """A contender by its name in the printed table."""
+    if name in ("GPT2LMHeadModel", "LlamaForCausalLM"):
+        model = transformers_model(name, shape)
+        return bare(model, lambda tokens: model(tokens).logits, shape, precision)
+    preset, _, how = name.removeprefix("ceteris ").partition(" ")
+    if how == "bare":
+        from experiments import loader
+        from experiments.trainer import LanguageModel, build
+
+        experiment = loader.load(preset, overrides(preset, shape, precision, False))
+        decoder = build(experiment, shape.vocab_size, 0)
+        language = LanguageModel(decoder, experiment.training.objective.build())
+        return bare_ours(language, experiment, shape, precision)
+    return ours(preset, shape, precision, folder, how == "compiled")
+
+
+def bare_ours(language: Any, experiment: Any, shape: Shape, precision: str) -> Step:
+    """Our model and optimizer without our trainer: what the trainer adds is the difference."""
+    import torch
+
+    optimizer = experiment.training.optimizer.build().build(language, LR)
+    data, count = RandomTokens(shape), iter(range(10**9))
+
+    def step() -> None:
+        windows = torch.from_numpy(data.batch(next(count)))
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            loss = language(windows) / shape.tokens
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(language.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def measure(steps: dict[str, Step], turns: int, seconds: float) -> dict[str, list[float]]:
+    """Seconds per step of each contender, taking turns; each turn lasts about `seconds`."""
+    counts = {}
+    for name, step in steps.items():
+        step()
+        step()
+        began = time.perf_counter()
+        step()
+        counts[name] = max(1, round(seconds / (time.perf_counter() - began)))
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(turns):
+        for name, step in steps.items():
+            began = time.perf_counter()
+            for _ in range(counts[name]):
+                step()
+            times[name].append((time.perf_counter() - began) / counts[name])
+    return times
+
+
+def peak_memory(name: str, shape: str, precision: str) -> float:
+    """Mebibytes at the peak of three steps, in a process of its own."""
+    words = [sys.executable, __file__, "--memory-of", name, "--shape", shape]
+    done = subprocess.run(
+        [*words, "--precision", precision], capture_output=True, text=True, check=True
+    )
+    return float(done.stdout.split()[-1])
+
+
+def print_peak(name: str, shape: Shape, precision: str) -> None:
+    def status(key: str) -> float:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(x.split()[1]) / 1024 for x in lines if x.startswith(f"{key}:"))
+
+    with tempfile.TemporaryDirectory() as folder:
+        warm = Shape(1, 32, 1, 32, 65, 1)  # imports and one step, so that only the model counts
+        contender(name, warm, precision, Path(folder) / "warm")()
+        Path("/proc/self/clear_refs").write_text("5")  # Linux forgets the peak so far
+        before = status("VmRSS")
+        step = contender(name, shape, precision, Path(folder) / "real")
+        for _ in range(3):
+            step()
+        print(status("VmHWM") - before)
+
+
+def report(key: str, precision: str, args: argparse.Namespace) -> list[dict[str, Any]]:
+    shape = SHAPES[key]
+    names = ["GPT2LMHeadModel", "ceteris gpt2", "ceteris gpt2 bare"]
+    names += ["LlamaForCausalLM", "ceteris llama-160m"]
+    if args.compile:
+        names.append("ceteris gpt2 compiled")
+    with tempfile.TemporaryDirectory() as folder:
+        steps = {n: contender(n, shape, precision, Path(folder)) for n in names}
+        times = measure(steps, args.turns, args.seconds)
+    rows = []
+    print(f"\n{key}, T {shape.seq_len}, V {shape.vocab_size}, B {shape.batch}, {precision}")
+    head = ("", "tokens/s", "x GPT2LMHeadModel", "x LlamaForCausalLM", "peak MiB")
+    print("{:<24}{:>10}{:>24}{:>24}{:>10}".format(*head))
+    for name in names:
+        row: dict[str, Any] = {"shape": key, "precision": precision, "name": name}
+        row["tokens_per_s"] = shape.tokens / statistics.median(times[name])
+        cells = []
+        for peer in ("GPT2LMHeadModel", "LlamaForCausalLM"):
+            ratios = [p / t for p, t in zip(times[peer], times[name], strict=True)]
+            low, _, high = statistics.quantiles(ratios, n=4)
+            row[f"x {peer}"] = statistics.median(ratios)
+            cells.append(f"{row[f'x {peer}']:.2f} ({low:.2f}-{high:.2f})")
+        compiled = name.endswith(("compiled", "bare"))
+        row["peak_mib"] = None if compiled else peak_memory(name, key, precision)
+        peak = "" if compiled else f"{row['peak_mib']:,.0f}"
+        print(f"{name:<24}{row['tokens_per_s']:>10,.0f}{cells[0]:>24}{cells[1]:>24}{peak:>10}")
+        rows.append(row)
+    both = zip(times["ceteris gpt2"], times["ceteris gpt2 bare"], strict=True)
+    low, middle, high = (100 * (q - 1) for q in statistics.quantiles([a / b for a, b in both], n=4))
+    print(f"the trainer adds {middle:+.1f}% ({low:+.1f} to {high:+.1f}) to its model's bare step")
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--shape", choices=SHAPES, action="append")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], action="append")
+    parser.add_argument("--compile", action="store_true", help="also ours with torch.compile")
+    parser.add_argument("--turns", type=int, default=11)
+    parser.add_argument("--seconds", type=float, default=1.0, help="of one turn")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="also write the rows here")
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(args.threads)
+    import torch
+
+    torch.set_num_threads(args.threads)
+    precisions = args.precision or ["bf16", "fp32"]
+    shapes = args.shape or list(SHAPES)
+    if args.memory_of:
+        print_peak(args.memory_of, SHAPES[shapes[0]], precisions[0])
+        return
+    print(f"torch {torch.__version__}, {args.threads} thread(s), {args.turns} turns")
+    rows = [row for key in shapes for p in precisions for row in report(key, p, args)]
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
