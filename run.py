@@ -184,8 +184,8 @@ def trained_model(run_name: str, root: Path) -> tuple[Any, Any]:
     """A run's model and tokenizer."""
     from experiments.data import prepare
     from experiments.loader import load
+    from experiments.model import load_trained
     from experiments.record import find
-    from experiments.trainer import load_trained
 
     run = find(root, run_name)
     experiment = load(run / "experiment.yaml")

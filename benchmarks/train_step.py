@@ -76,7 +76,8 @@ def ours(preset: str, shape: Shape, precision: str, folder: Path, compiled: bool
     from experiments import loader
     from experiments.progress import Progress
     from experiments.record import Run
-    from experiments.trainer import Training, start_accelerator
+    from experiments.start import start_accelerator
+    from experiments.trainer import Training
 
     experiment = loader.load(preset, overrides(preset, shape, precision, compiled))
     run = Run(folder, f"{preset}-{compiled}")
@@ -191,7 +192,8 @@ def contender(name: str, shape: Shape, precision: str, folder: Path) -> Step:
     preset, _, how = name.removeprefix("ceteris ").partition(" ")
     if how == "bare":
         from experiments import loader
-        from experiments.trainer import LanguageModel, build
+        from experiments.model import build
+        from experiments.trainer import LanguageModel
 
         experiment = loader.load(preset, overrides(preset, shape, precision, False))
         decoder = build(experiment, shape.vocab_size, 0)

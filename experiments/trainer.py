@@ -10,27 +10,24 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import signal
-import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from components.decoder import Decoder, count
 from components.functional import linear_cross_entropy
 from components.objective import CrossEntropy
-from experiments import checkpoint, provenance
+from experiments import checkpoint
+from experiments.clock import Clock, peak_memory
 from experiments.data import Dataset, prepare
-from experiments.loader import changed_defaults, run_id, to_yaml
+from experiments.loader import run_id
+from experiments.model import build, weights
 from experiments.progress import Progress
 from experiments.record import (
     SCHEMA,
@@ -40,11 +37,17 @@ from experiments.record import (
     append_rows,
     read_json,
     truncate,
-    write_atomically,
     write_json,
 )
 from experiments.schema import Experiment
-from experiments.yaml_text import read
+from experiments.start import (
+    begin,
+    check_directory,
+    micro_batch,
+    start_accelerator,
+    stop_signals,
+    world,
+)
 
 
 class LanguageModel(nn.Module):
@@ -385,219 +388,11 @@ class Training:
         return result
 
 
-class Clock:
-    """Seconds spent on training steps: data, forward, backward, update; not evaluation or saving.
-
-    The rate over a run leaves out the first interval of each start, where caches are cold and
-    kernels are compiled.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.total = 0.0
-        self.began: float | None = None
-        self.last_read = 0.0
-        self.warm_tokens, self.warm_seconds = 0, 0.0
-        self.cold: float | None = None
-
-    def now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-    def start(self, seconds: float) -> None:
-        if self.began is None:
-            self.total = max(self.total, seconds)
-            self.last_read = self.last_read or self.total
-            self.began = self.now()
-
-    def stop(self) -> None:
-        if self.began is not None:
-            self.total += self.now() - self.began
-            self.began = None
-
-    def read(self) -> float:
-        """Training seconds so far, over all attempts."""
-        running = self.now() - self.began if self.began is not None else 0.0
-        return self.total + running
-
-    def rate(self, tokens: int) -> float:
-        """Tokens per second since the last call."""
-        now = self.read()
-        spent, self.last_read = now - self.last_read, now
-        rate = tokens / spent if spent > 0 else 0.0
-        if self.cold is None:
-            self.cold = rate
-        else:
-            self.warm_tokens += tokens
-            self.warm_seconds += spent
-        return rate
-
-    @property
-    def overall(self) -> float | None:
-        return self.warm_tokens / self.warm_seconds if self.warm_seconds > 0 else self.cold
-
-
-# --- small parts ---------------------------------------------------------------------------------
-
-
-def start_accelerator(experiment: Experiment) -> Accelerator:
-    """Accelerate for this experiment's device and precision.
-
-    Raises:
-        UserError: the machine does not have what the experiment asks for.
-    """
-    device, precision = experiment.execution.device, experiment.training.precision
-    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    if (device == "cuda" and not cuda) or (device == "mps" and not mps):
-        raise UserError(f"execution.device: {device} is asked for, but torch finds none here")
-    if precision == "fp16" and (device == "cpu" or not cuda):
-        raise UserError("training.precision: fp16 needs a CUDA device; use bf16 or fp32 on a CPU")
-    if experiment.execution.threads is not None:
-        torch.set_num_threads(experiment.execution.threads)
-    AcceleratorState._reset_state()  # a second run in one process may have another precision
-    mixed = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[precision]
-    on_cpu = device == "cpu" or (device == "auto" and not cuda and not mps)
-    accelerator = Accelerator(mixed_precision=mixed, cpu=on_cpu)
-    if experiment.training.global_batch_size % world(accelerator):
-        raise UserError(
-            f"training.global_batch_size: {world(accelerator)} processes can't share "
-            f"{experiment.training.global_batch_size} sequences evenly"
-        )
-    return accelerator
-
-
-def world(accelerator: Accelerator) -> int:
-    return int(accelerator.num_processes)
-
-
-def micro_batch(experiment: Experiment, share: int) -> int:
-    """Sequences at once on one device."""
-    micro = experiment.execution.micro_batch_size or share
-    if share % micro:
-        raise UserError(
-            f"execution.micro_batch_size: {micro} does not divide the {share} sequences of a device"
-        )
-    return micro
-
-
-def build(experiment: Experiment, vocab_size: int, seed: int) -> Decoder:
-    """The experiment's model on the CPU with its initial values; no number is drawn twice."""
-    m = experiment.model
-    with torch.device("meta"):
-        model = Decoder(experiment.dims(vocab_size), m.specs, m.tie_embeddings)
-    return model.to_empty(device="cpu").initialise(seed)
-
-
-def weights(decoder: Decoder) -> dict[str, Tensor]:
-    """Parameters and buffers by name, on the CPU."""
-    return {k: v.detach().cpu().contiguous() for k, v in decoder.state_dict().items()}
-
-
 def key(*parts: int) -> int:
     """A seed for one purpose, far from all others."""
     text = "/".join(map(str, parts)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) >> 1
 
 
-def check_directory(run: Run, experiment: Experiment) -> None:
-    """A stored run of this id must mean what the experiment means now.
-
-    Raises:
-        UserError: it does not; shows both values.
-    """
-    if not (run / "experiment.yaml").exists():
-        return
-    changed = changed_defaults(experiment, read(run / "experiment.yaml").data)
-    if changed:
-        raise UserError(
-            f"{run.folder}: a default has changed since this run began ({'; '.join(changed)}); "
-            "write the value into the experiment, or use another --runs folder"
-        )
-
-
-def begin(
-    run: Run, experiment: Experiment, seed: int, data: Dataset, accelerator: Accelerator
-) -> None:
-    """Writes what the run is before its first step, or checks that it still is the same."""
-    path = run / "provenance.json"
-    known: dict[str, Any] = {"schema": SCHEMA, "id": run.id, "attempts": []}
-    if path.exists():
-        known = read_json(path)
-    before = known.get("data", {}).get("fingerprint")
-    if before not in (None, data.fingerprint):
-        raise UserError(
-            f"{run.folder}: the data has changed since this run began (fingerprint {before}, "
-            f"now {data.fingerprint}); restore it, or use another --runs folder"
-        )
-    threads = experiment.execution.threads
-    if threads is None and known["attempts"]:  # the order of sums depends on it
-        first = known["attempts"][0].get("threads") or torch.get_num_threads()
-        torch.set_num_threads(min(first, os.cpu_count() or first))
-    attempt = provenance.describe(str(accelerator.device), world(accelerator))
-    known |= {"seed": seed, "data": {**data.meta, "folder": data.folder.name}}
-    known["attempts"] = [*known["attempts"], attempt]
-    write_json(path, known)
-    write_atomically(run / "experiment.yaml", to_yaml(experiment))
-
-
 def size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: of the device where it counts them, else of the process."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak if sys.platform == "darwin" else peak * 1024)
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """SIGTERM and SIGINT only leave their number here; the loop saves at its next step."""
-    caught: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        if caught and number == signal.SIGINT:
-            raise KeyboardInterrupt  # asked twice: at once
-        caught.append(number)
-
-    before = {}
-    with contextlib.suppress(ValueError):  # not in the main thread: whoever owns it decides
-        for number in (signal.SIGTERM, signal.SIGINT):
-            before[number] = signal.signal(number, note)
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A finished or running run's model, for generation and scoring."""
-
-    run: Run
-    experiment: Experiment
-    model: Decoder
-    step: int
-
-
-def load_trained(run: Run, experiment: Experiment, vocab_size: int) -> Trained:
-    """The model of a run's newest whole checkpoint, on the CPU, in evaluation mode.
-
-    Raises:
-        UserError: it has none yet.
-    """
-    found = checkpoint.newest(run / "checkpoints", lambda text: print(text, file=sys.stderr))
-    if found is None:
-        raise UserError(f"{run.folder}: no checkpoint yet; it is {run.state}")
-    path, state = found
-    m = experiment.model
-    with torch.device("meta"):
-        model = Decoder(experiment.dims(vocab_size), m.specs, m.tie_embeddings)
-    model.load_state_dict(checkpoint.load_weights(path), assign=True)
-    return Trained(run, experiment, model.eval(), state["step"])

@@ -15,8 +15,8 @@ import pytest
 
 from experiments import checkpoint, loader
 from experiments import record as records
-from experiments.record import Run
-from experiments.trainer import Interrupted, train
+from experiments.record import Interrupted, Run
+from experiments.trainer import train
 
 # dropout, so that random numbers matter; a checkpoint at every step, so that kills meet them
 OVERRIDES = ["model.dropout=0.1", "execution.checkpoint_minutes=0"]

@@ -16,8 +16,9 @@ import torch
 from experiments import loader
 from experiments.data import load as load_data
 from experiments.data import prepare
+from experiments.model import build, load_trained
 from experiments.record import Run, UserError, read_rows
-from experiments.trainer import build, load_trained, train
+from experiments.trainer import train
 from tests.conftest import ROOT
 
 

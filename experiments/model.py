@@ -1,0 +1,54 @@
+"""An experiment's model: fresh with its initial values, or as a run left it."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from components.decoder import Decoder
+from experiments import checkpoint
+from experiments.record import Run, UserError
+from experiments.schema import Experiment
+
+
+def build(experiment: Experiment, vocab_size: int, seed: int) -> Decoder:
+    """The experiment's model on the CPU with its initial values; no number is drawn twice."""
+    m = experiment.model
+    with torch.device("meta"):
+        model = Decoder(experiment.dims(vocab_size), m.specs, m.tie_embeddings)
+    return model.to_empty(device="cpu").initialise(seed)
+
+
+def weights(decoder: Decoder) -> dict[str, Tensor]:
+    """Parameters and buffers by name, on the CPU."""
+    return {k: v.detach().cpu().contiguous() for k, v in decoder.state_dict().items()}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished or running run's model, for generation and scoring."""
+
+    run: Run
+    experiment: Experiment
+    model: Decoder
+    step: int
+
+
+def load_trained(run: Run, experiment: Experiment, vocab_size: int) -> Trained:
+    """The model of a run's newest whole checkpoint, on the CPU, in evaluation mode.
+
+    Raises:
+        UserError: it has none yet.
+    """
+    found = checkpoint.newest(run / "checkpoints", lambda text: print(text, file=sys.stderr))
+    if found is None:
+        raise UserError(f"{run.folder}: no checkpoint yet; it is {run.state}")
+    path, state = found
+    m = experiment.model
+    with torch.device("meta"):
+        model = Decoder(experiment.dims(vocab_size), m.specs, m.tie_embeddings)
+    model.load_state_dict(checkpoint.load_weights(path), assign=True)
+    return Trained(run, experiment, model.eval(), state["step"])
