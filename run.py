@@ -107,6 +107,7 @@ def train(
 
     checked = load(experiment, overrides)
     run = Run(root, run_id(checked, seed))
+    state = run.state  # a damaged result is told here
     if dry_run:
         from components.decoder import count
         from experiments.data import vocab_size
@@ -119,7 +120,7 @@ def train(
         plan = {
             "schema": 1,
             "id": run.id,
-            "state": run.state,
+            "state": state,
             "folder": str(run.folder),
             "steps": checked.training.steps,
             "tokens": checked.training.steps * checked.training.tokens_per_step,
@@ -425,7 +426,7 @@ def table(name: str, form: str | None, target: Path | None, root: Path, as_json:
     from sweeps import manifest
 
     form = "json" if as_json else form
-    path = manifest.find(root, name)
+    path = manifest.path_of(root, manifest.load(root, name)["name"])
     if form is None and target is None:
         show_table(path, root, False)
         return
@@ -438,7 +439,10 @@ def table(name: str, form: str | None, target: Path | None, root: Path, as_json:
     if target is None:
         click.echo(text, nl=not text.endswith("\n"))
     else:
-        write_atomically(target, text)
+        if target.exists() and not target.is_file():  # a pipe or a device is no file to replace
+            target.write_text(text, encoding="utf-8")
+        else:
+            write_atomically(target.resolve(), text)
         say(f"written: {target}")
 
 
@@ -454,8 +458,11 @@ def main() -> None:
     """Runs the command; every mistake a person can make is one line and exit code 2."""
     from experiments.record import Interrupted, UserError
 
-    try:
-        code = cli.main(standalone_mode=False)
+    try:  # as cli.main does, but that a closed pipe is no failure
+        with cli.make_context(Path(sys.argv[0]).name, sys.argv[1:]) as context:
+            cli.invoke(context)
+    except click.exceptions.Exit as end:
+        sys.exit(end.exit_code)
     except UserError as error:
         for line in str(error).splitlines():
             say(f"error: {line}")
@@ -480,7 +487,7 @@ def main() -> None:
     except Interrupted as error:
         say(f"{error}; the checkpoint is saved, run the same again to go on")
         sys.exit(130)
-    sys.exit(code if isinstance(code, int) else 0)
+    sys.exit(0)
 
 
 if __name__ == "__main__":

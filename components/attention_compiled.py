@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from components.attention_cpu import BlockedAttention, Plan, keeps
+from components.attention_cpu import BlockedAttention, Plan, keeps, planned
 
 
 class Saved:
@@ -59,7 +59,9 @@ def compiled_backward(
     keys, values, *rest = saved
     batch, length, width = grad.shape[0], keys.shape[1], keys.shape[2]
     k_shape = torch.Size((batch, heads[1], length, width))
-    context: Any = Saved(Plan(grad.shape, k_shape, keys.dtype, window), (keys, values, bias, *rest))
+    context: Any = Saved(
+        planned(grad.shape, k_shape, keys.dtype, window), (keys, values, bias, *rest)
+    )
     return BlockedAttention.backward(context, grad)[:3]  # type: ignore[return-value]
 
 

@@ -14,7 +14,7 @@ product: keys are not repeated, and the product itself sums their gradients.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -25,7 +25,7 @@ from torch.autograd.function import once_differentiable
 ROWS = {torch.bfloat16: 128}
 """Queries per block (else 64): more waste work above the diagonal, fewer make slow products."""
 
-CACHE = 1 << 20
+CACHE = 2 << 20
 """Bytes of scores worked on at once, about: one block, of as many heads as stay in the cache."""
 
 KEEP = 64 << 20
@@ -82,7 +82,7 @@ class Plan:
         """The number of scores of the largest block."""
         return max(math.prod(self.shape(block, groups)) for block in self.blocks)
 
-    @cached_property
+    @property
     def step(self) -> int:
         """Batch elements worked on at once."""
         one = self.size(self.k[1]) * self.dtype.itemsize
@@ -109,6 +109,12 @@ class Plan:
         return out
 
 
+@lru_cache(maxsize=16)
+def planned(q: torch.Size, k: torch.Size, dtype: torch.dtype, window: int | None) -> Plan:
+    """The plan, the same for all layers of a model and all its steps."""
+    return Plan(q, k, dtype, window)
+
+
 class BlockedAttention(torch.autograd.Function):
     """`apply(q, k, v, bias, window, keep)`: bias (B, H, T, S) or None; keep: a backward follows.
 
@@ -120,7 +126,7 @@ class BlockedAttention(torch.autograd.Function):
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, window: int | None,
         keep: bool,
     ) -> Tensor:  # fmt: skip
-        plan = Plan(q.shape, k.shape, q.dtype, window)
+        plan = planned(q.shape, k.shape, q.dtype, window)
         keys, values = (x.reshape(-1, *x.shape[2:]).contiguous() for x in (k, v))
         queries = plan.stack(q)
         outputs = [torch.empty_like(rows) for rows in queries]
@@ -151,12 +157,19 @@ class BlockedAttention(torch.autograd.Function):
         most = plan.step * plan.k[1]
         space, p_space = (keys.new_empty(plan.size(most)) for _ in range(2))
         product = keys.new_empty(most * plan.k[2] * plan.k[3])
-        # A key's gradient is a sum over blocks: in bf16 it would be rounded at every one.
-        precise = torch.promote_types(keys.dtype, torch.float32)
-        sums = keys.new_empty(2, most, *keys.shape[1:], dtype=precise)
+        # A key's gradient is a sum over blocks. Rounding a few times to bf16 does no harm (torch's
+        # kernel is no better), many times would. The last block may see all keys, so it is first.
+        exact = torch.promote_types(keys.dtype, torch.float32)
+        few = count <= 4 or keys.dtype == exact
+        sums = keys.new_empty(2, 0 if few else most, *keys.shape[1:], dtype=exact)
         for part, groups in plan.parts():
-            sum_k, sum_v = sums[:, : groups.stop - groups.start].zero_()
-            for i, block in enumerate(plan.blocks):
+            size = groups.stop - groups.start
+            total_k, total_v = (d_keys[groups], d_values[groups]) if few else sums[:, :size]
+            fresh = few and plan.blocks[-1].low == 0
+            if not fresh:
+                total_k.zero_()
+                total_v.zero_()
+            for i, block in reversed(list(enumerate(plan.blocks))):
                 rows, d_out = queries[i][groups], d_outputs[i][groups]
                 shape = plan.shape(block, rows.shape[0])
                 if kept:
@@ -166,13 +179,14 @@ class BlockedAttention(torch.autograd.Function):
                     added = None if bias is None else bias[part]
                     probabilities(rows, keys[groups], block, added, p, space)
                 seen = slice(block.low, block.high)
-                d_seen = room(product, (shape[0], shape[2], rows.shape[2]))
-                sum_v[:, seen].add_(torch.bmm(p.mT, d_out, out=d_seen))
+                accumulate(total_v, seen, p.mT, d_out, 1.0, product, fresh)
                 ds = torch.bmm(d_out, values[groups, seen].mT, out=room(space, shape))
                 softmax_backward_into(ds, p, -1, ds.dtype, grad_input=ds)
-                sum_k[:, seen].add_(scaled_bmm(ds.mT, rows, scale, d_seen))
+                accumulate(total_k, seen, ds.mT, rows, scale, product, fresh)
                 scaled_bmm(ds, keys[groups, seen], scale, d_queries[i][groups])
-            d_keys[groups], d_values[groups] = sum_k, sum_v
+                fresh = False
+            if not few:
+                d_keys[groups], d_values[groups] = total_k, total_v
         d_keys, d_values = d_keys.view(plan.k), d_values.view(plan.k)
         return plan.unstack(d_queries), d_keys, d_values, None, None, None
 
@@ -211,6 +225,17 @@ def probabilities(
 def scaled_bmm(a: Tensor, b: Tensor, scale: float, out: Tensor) -> Tensor:
     """scale * a b, scaled before the product is rounded."""
     return torch.baddbmm(out, a, b, beta=0, alpha=scale, out=out)
+
+
+def accumulate(
+    total: Tensor, seen: slice, a: Tensor, b: Tensor, scale: float, space: Tensor, fresh: bool
+) -> None:
+    """Adds scale * a b to total[:, seen]; `fresh`: nothing is in total, and all of it is seen."""
+    if fresh:
+        scaled_bmm(a, b, scale, total)
+    else:
+        part = room(space, (a.shape[0], a.shape[1], b.shape[2]))
+        total[:, seen].add_(scaled_bmm(a, b, scale, part))
 
 
 def room(space: Tensor, shape: Sequence[int]) -> Tensor:

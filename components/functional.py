@@ -60,9 +60,9 @@ def causal_attention(
 def choose(q: Tensor, k: Tensor, bias: Tensor | None, window: int | None, dropout: float) -> Path:
     """The path for these tensors. The limits were measured, one thread, forward and backward.
 
-    blocked against sdpa, times faster: bf16 2.2 (T 256, Dh 32), 2.4 (T 256, Dh 64), 2.8 (T 512),
-    3 and more below T 128, 2.0 (T 2048); fp32 1.2, 1.4, 1.7, but 0.9 below T 96 and 0.8 where the
-    probabilities are too large to keep. With a window or a bias sdpa loses by more.
+    blocked against sdpa, times faster: bf16 1.9 (T 256), 2.6 (T 512), about 3 at T 16 to 128, 1.5
+    (T 2048); fp32 1.3 (T 256), 1.7 (T 512), but 0.9 below T 96 and where the probabilities are
+    too large to keep. With a window or a bias sdpa loses by more.
     """
     if q.device.type == "meta" or (bias is not None and bias.requires_grad):
         return "plain"

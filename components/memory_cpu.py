@@ -10,8 +10,8 @@ def hold_freed_memory() -> bool:
     """Keeps freed memory in the process; returns whether this system's allocator can.
 
     A training step frees and asks for the same activations again and again. By default glibc
-    gives large blocks back to the system, which hands them out anew page by page: 12% of a small
-    model's step on one thread, and the peak is the same. Call once, before training.
+    gives large blocks back to the system, which hands them out anew page by page: about a tenth
+    of a small model's step on one thread. The peak is the same. Call once, before training.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -55,8 +55,8 @@ class Sampling:
         # From the largest down, in double: the smallest temperature overflows nothing.
         logits = (logits - logits.amax(-1, keepdim=True)).double() / self.temperature
         if self.top_k is not None and self.top_k < logits.shape[-1]:
-            floor = logits.topk(self.top_k, dim=-1).values[:, -1:]
-            logits = logits.masked_fill(logits < floor, float("-inf"))
+            best = logits.topk(self.top_k, dim=-1)  # of equals too no more than k
+            logits = torch.full_like(logits, float("-inf")).scatter(-1, best.indices, best.values)
         probabilities = logits.softmax(-1)
         if self.top_p is not None:
             ordered, order = probabilities.sort(dim=-1, descending=True)

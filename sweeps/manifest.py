@@ -98,11 +98,11 @@ def write(root: Path, data: Mapping[str, Any]) -> Path:
     return path
 
 
-def find(root: Path, name: str) -> Path:
-    """Where the manifest of the sweep `name` (or of a sweep file, whose stem is its name) lies.
+def load(root: Path, name: str) -> dict[str, Any]:
+    """The manifest of the sweep `name` (or of a sweep file's path, whose stem is its name).
 
     Raises:
-        UserError: there is none; suggests what there is.
+        UserError: there is none, or it is damaged, or no manifest.
     """
     path = path_of(root, name)
     if Path(name).name != name or not path.is_file():
@@ -113,16 +113,6 @@ def find(root: Path, name: str) -> Path:
             f"no sweep '{name}' in {root}{did_you_mean(Path(name).stem, known)}; "
             "make it with: run.py sweep FILE"
         )
-    return path
-
-
-def load(root: Path, name: str) -> dict[str, Any]:
-    """The manifest that `find` finds, checked.
-
-    Raises:
-        UserError: there is none, or it is damaged, or no manifest.
-    """
-    path = find(root, name)
     data = read_json(path)
     if data.get("schema") != SCHEMA:
         raise UserError(

@@ -21,7 +21,7 @@ from experiments.trainer import train
 # dropout, so that random numbers matter; a checkpoint at every step, so that kills meet them
 OVERRIDES = ["model.dropout=0.1", "execution.checkpoint_minutes=0"]
 forks = multiprocessing.get_context("forkserver")
-forks.set_forkserver_preload(["experiments.trainer"])
+forks.set_forkserver_preload(["experiments.trainer", "torch._dynamo"])
 
 
 def attempt(yaml: Path, root: Path, die: tuple[str, int] | None = None) -> None:

@@ -1,0 +1,115 @@
+"""Which room may import which, and that asking how things stand needs no torch."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+ROOMS = ("components", "experiments", "sweeps", "analysis", "run", "tests", "benchmarks")
+MAY_IMPORT: dict[str, tuple[str, ...]] = {
+    "components": (),
+    "experiments": ("components",),
+    "sweeps": ("components", "experiments"),
+    "analysis": ("experiments.record",),
+}
+
+
+def imports(file: Path) -> Iterator[tuple[int, str]]:
+    """(line, dotted module) of every import, those within functions and for type checkers too."""
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}:{node.lineno}: write the whole path of the module"
+            for alias in node.names:
+                yield node.lineno, f"{node.module}.{alias.name}"
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_a_room_imports_only_those_behind_it(room: str) -> None:
+    allowed = (room, *MAY_IMPORT[room])
+    wrong = [
+        f"{file.relative_to(ROOT)}:{line}: {module}"
+        for file in sorted((ROOT / room).rglob("*.py"))
+        for line, module in imports(file)
+        if module.split(".")[0] in ROOMS
+        and not any(f"{module}.".startswith(f"{name}.") for name in allowed)
+    ]
+    assert not wrong
+
+
+def test_analysis_names_torch_nowhere() -> None:
+    named = [
+        file.name
+        for file in (ROOT / "analysis").rglob("*.py")
+        for _, module in imports(file)
+        if module.split(".")[0] in ("torch", "accelerate")
+    ]
+    assert not named
+
+
+QUICK = [
+    ("--help",),
+    ("train", "--help"),
+    ("status",),
+    ("status", "--json"),
+    ("table", "small"),
+    ("table", "small", "--format", "latex"),
+    ("retry", "small", "--dry-run"),
+    ("cancel", "small"),
+]
+
+
+@pytest.mark.parametrize("words", QUICK, ids=" ".join)
+def test_what_only_reads_the_record_needs_no_torch(words: tuple[str, ...], tmp_path: Path) -> None:
+    write_sweep(tmp_path)
+    code = (
+        "import sys, run\n"
+        f"sys.argv = ['run.py', *{words!r}]\n"
+        "try:\n    run.main()\n"
+        "except SystemExit as end:\n    assert not end.code, end.code\n"
+        "assert 'components.registry' in sys.modules\n"
+        "heavy = {'torch', 'accelerate', 'datasets'} & {*sys.modules}\n"
+        "assert not heavy, heavy\n"
+    )
+    env = {**os.environ, "CETERIS_RUNS": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def write_sweep(root: Path) -> None:
+    """A recorded sweep of two rows at two seeds, finished."""
+    rows = []
+    for label, loss in (("base", 4.0), ("other", 3.9)):
+        runs = {str(seed): f"{label}-s{seed}" for seed in (0, 1)}
+        for seed, name in runs.items():
+            (root / name).mkdir(parents=True)
+            result = {
+                "schema": 1, "id": name, "status": "done", "seed": int(seed), "step": 10,
+                "tokens": 1000, "val/loss": loss + 0.01 * int(seed), "val/bpb": 1.7,
+                "tokens_per_s": 1e4, "flops_per_token": 6e6,
+            }  # fmt: skip
+            (root / name / "result.json").write_text(json.dumps(result))
+            (root / name / "experiment.yaml").write_text("model: {}\n")
+            measured = {"step": 10, "tokens": 1000, "val/loss": result["val/loss"]}
+            (root / name / "metrics.jsonl").write_text(json.dumps(measured) + "\n")
+        row = {"label": label, "group": "rows", "changes": {}, "runs": runs, "experiment": {}}
+        rows.append(row | {"parameters": 10**6, "flops_per_token": 6e6, "mismatch": 0.0})
+    manifest = {
+        "schema": 1, "name": "small", "file": "small.yaml", "baseline": "base", "match": "params",
+        "seeds": [0, 1], "tokens": 1000, "rows": rows,
+    }  # fmt: skip
+    (root / "sweeps").mkdir()
+    (root / "sweeps" / "small.json").write_text(json.dumps(manifest))
