@@ -21,7 +21,6 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 demo: setup
 	@$(PY) run.py sweep demo
-	@$(PY) run.py table demo
 
 test: setup lint
 	@$(PY) -m pytest

@@ -5,6 +5,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from components.pointwise_cpu import gelu_tanh
 from components.registry import register
 
 
@@ -20,7 +21,7 @@ class GELU(nn.Module):
         self.approximate = approximate
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(x, approximate=self.approximate)
+        return gelu_tanh(x) if self.approximate == "tanh" else F.gelu(x)
 
 
 @register("activation", "relu")

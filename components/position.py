@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from components.dims import Dims, Embedding
+from components.pointwise_cpu import rotary
 from components.registry import register
 
 
@@ -119,12 +120,7 @@ class Rotary(Position):
 
     def rotate(self, q: Tensor, k: Tensor, tables: Any) -> tuple[Tensor, Tensor]:
         cos, sin = (table.to(q.dtype) for table in tables)
-        return _turn(q, cos, sin), _turn(k, cos, sin)
-
-
-def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    left, right = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-right, left], dim=-1) * sin
+        return rotary(q, cos, sin), rotary(k, cos, sin)
 
 
 @register("position", "alibi")

@@ -171,7 +171,8 @@ class Slot:
         self.kind = kind
 
     def __repr__(self) -> str:
-        return f"a {self.kind} component"
+        article = "an" if self.kind[0] in "aeiou" else "a"
+        return f"{article} {self.kind} component"
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
         def check(value: Any) -> Spec:

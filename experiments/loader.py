@@ -269,13 +269,25 @@ def validate(located: Located) -> Experiment:
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{located.mark(())}: {error}") from None
     problems = [
-        (located.mark(tuple(path.split("."))), f"{path}: {message}")
+        (blame(located, path, message), f"{path}: {message}")
         for path, message in experiment.problems()
     ]
     if problems:
         problems.sort(key=lambda problem: problem[0].order)
         raise ConfigError(*(f"{mark}: {text}" for mark, text in problems))
     return experiment
+
+
+def blame(located: Located, path: str, message: str) -> Mark:
+    """The place of a conflict between fields: the command line, or the file at hand, if it set one."""
+    section, _, rest = path.partition(".")
+    keys: list[Path_] = [(section, *rest.split("."))]
+    keys += [(section, word) for word in re.findall(r"\w+", message)]
+    keys += [tuple(words.split(".")) for words in re.findall(r"\w+\.\w+", message)]
+    own = located.mark(()).source
+    marks = [located.marks[key] for key in keys if key in located.marks]
+    newest = (mark for mark in marks if not mark.line or mark.source == own)
+    return next(newest, located.mark(keys[0]))
 
 
 def load_imports(located: Located) -> None:

@@ -66,7 +66,7 @@ class Progress:
         }
         if self.style == "bar":
             self.draw(step, steps, {**losses, "tokens/s": f"{self.speed or 0:,.0f}"})
-        elif now - self.line_at >= LINE_SECONDS or step == steps:
+        elif now - self.line_at >= LINE_SECONDS:
             self.line_at = now
             words = "  ".join(f"{k} {v}" for k, v in losses.items())
             rate = f"  {self.speed:,.0f} tokens/s" if self.speed else ""
@@ -85,3 +85,6 @@ class Progress:
         """The last line."""
         if result["status"] == "diverged":
             self.say(f"diverged: {result['reason']}")
+        elif self.style == "log":
+            words = "  ".join(f"{k} {result[k]:.4f}" for k in ("train/loss", "val/loss"))
+            self.say(f"step {result['step']}/{result['step']}  {words}  {result['seconds']:.0f} s")

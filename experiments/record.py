@@ -217,7 +217,7 @@ class Run:
             if not self._take(descriptor):
                 raise Locked(
                     f"{self.folder}: another process works on this run ({self.owner}); "
-                    "wait for it, or stop it with: run.py cancel"
+                    "wait for it, or stop that process"
                 )
             yield
         finally:

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
+from components.memory_cpu import hold_freed_memory
 from experiments import provenance
 from experiments.data import Dataset
 from experiments.loader import changed_defaults, to_yaml
@@ -41,6 +42,8 @@ def start_accelerator(experiment: Experiment) -> Accelerator:
         raise UserError("training.precision: fp16 needs a CUDA device; use bf16 or fp32 on a CPU")
     if experiment.execution.threads is not None:
         torch.set_num_threads(experiment.execution.threads)
+    if not cuda or device == "cpu":
+        hold_freed_memory()
     AcceleratorState._reset_state()  # a second run in one process may have another precision
     mixed = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[precision]
     on_cpu = device == "cpu" or (device == "auto" and not cuda and not mps)

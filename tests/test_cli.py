@@ -59,7 +59,8 @@ PAIR = "base: small.yaml\nseeds: [0, 1]\nrows:\n  - {label: RMS, set: {model.nor
 def prepare(folder: Path, tiny: Path) -> None:
     """small.yaml (10 steps), parts.py for it, and pair.yaml over it: 2 rows, 2 seeds."""
     (folder / "small.yaml").write_text(
-        f"base: {tiny}\nimports: [parts.py]\ntraining: {{tokens: 2560}}\nevaluation: {{tokens: 512}}\n"
+        f"base: {tiny}\nimports: [parts.py]\n"
+        "training: {tokens: 2560}\nevaluation: {tokens: 512}\n"
     )
     (folder / "parts.py").write_text(PARTS)
     (folder / "pair.yaml").write_text(PAIR)
@@ -92,8 +93,8 @@ def wait_until(condition: Callable[[], Any]) -> None:
     pytest.fail("it never came to that")
 
 
-def at_work(root: Path) -> bool:
-    return any(Run(root, id).live() for id in all_ids(root))
+def at_work(root: Path, count: int = 1) -> bool:
+    return sum(Run(root, id).live() != {} for id in all_ids(root)) >= count
 
 
 def counts(name: str = "pair") -> dict[str, int]:
@@ -395,7 +396,12 @@ def test_cancel_stops_the_sweep_of_another_process(patient: Path) -> None:
 
 def test_two_sweeps_at_once_share_their_runs_and_train_each_once(patient: Path) -> None:
     other = start("sweep", "pair.yaml", "--workers", 1)
-    letting_go = threading.Timer(6, Path("hold").unlink)  # by then both are at work, as a rule
+
+    def let_go() -> None:
+        wait_until(lambda: at_work(Path("runs"), 2))
+        Path("hold").unlink()
+
+    letting_go = threading.Thread(target=let_go)
     letting_go.start()
     mine = ceteris("sweep", "pair.yaml", "--workers", 1)
     out, err = other.communicate()

@@ -459,7 +459,7 @@ tricky = st.sampled_from(
 text = tricky | st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 positive = st.floats(min_value=0, exclude_min=True, allow_infinity=False, allow_nan=False)
 fraction = st.floats(0, 1, exclude_min=True, exclude_max=True)
-counts = st.integers(1, 2**70)
+counts = st.integers(1, 2**53)
 
 
 @st.composite
@@ -484,7 +484,7 @@ def experiments(draw: st.DrawFn) -> loader.Experiment:
                 ["dedup", {"name": "min_length", "characters": 3}]), max_size=3)),
             "validation_fraction": draw(fraction),
         },
-        "training": {"tokens": draw(st.integers(64, 2**70)), "seq_len": 8, "global_batch_size": 8,
+        "training": {"tokens": draw(st.integers(64, 2**53)), "seq_len": 8, "global_batch_size": 8,
                      "lr": draw(positive), "grad_clip": draw(st.none() | positive)},
     }  # fmt: skip
     return loader.validate(loader.Located(data))
