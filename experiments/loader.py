@@ -279,7 +279,7 @@ def validate(located: Located) -> Experiment:
 
 
 def blame(located: Located, path: str, message: str) -> Mark:
-    """The place of a conflict between fields: the command line, or the file at hand, if it set one."""
+    """Where a conflict between fields was written: on the command line, or in the file at hand."""
     section, _, rest = path.partition(".")
     keys: list[Path_] = [(section, *rest.split("."))]
     keys += [(section, word) for word in re.findall(r"\w+", message)]
