@@ -45,7 +45,7 @@ def load_trained(run: Run, experiment: Experiment, vocab_size: int) -> Trained:
     """
     found = checkpoint.newest(run / "checkpoints", lambda text: print(text, file=sys.stderr))
     if found is None:
-        raise UserError(f"{run.folder}: no checkpoint yet; it is {run.state}")
+        raise UserError(f"{run.folder}: no whole checkpoint to read; the run is {run.state}")
     path, state = found
     m = experiment.model
     with torch.device("meta"):

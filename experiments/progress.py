@@ -83,8 +83,6 @@ class Progress:
 
     def done(self, result: dict[str, Any]) -> None:
         """The last line."""
-        if result["status"] == "diverged":
-            self.say(f"diverged: {result['reason']}")
-        elif self.style == "log":
+        if self.style == "log" and result["status"] == "done":
             words = "  ".join(f"{k} {result[k]:.4f}" for k in ("train/loss", "val/loss"))
             self.say(f"step {result['step']}/{result['step']}  {words}  {result['seconds']:.0f} s")

@@ -88,16 +88,19 @@ def train(
         data.validation(experiment.evaluation.tokens, t.seq_len)
         main = accelerator.is_main_process
         with contextlib.ExitStack() as stack:
-            refused = None
+            refused: UserError | None = None
             if main:
                 try:
                     stack.enter_context(run.lock())
-                    begin(run, experiment, seed, data, accelerator)
+                    if not (run / "result.json").exists():  # another process was quicker
+                        begin(run, experiment, seed, data, accelerator)
                 except UserError as error:
-                    refused = str(error)
+                    refused = error
             (refused,) = broadcast_object_list([refused]) if world(accelerator) > 1 else (refused,)
             if refused is not None:
-                raise UserError(refused)
+                raise refused
+            if (run / "result.json").exists():
+                return read_json(run / "result.json")
             if not main or progress == "none":
                 progress_line = Progress("none", run)
             else:
@@ -150,6 +153,7 @@ class Training:
             (), self.steps + 1, dtype=torch.int64, device=accelerator.device
         )
         self.best: float | None = None
+        self.evaluated: int | None = None  # the step of the last evaluation
         self.last: dict[str, Any] = {}
         self.clock = Clock(accelerator.device)
 
@@ -162,7 +166,7 @@ class Training:
         """Every step from the newest checkpoint to the end."""
         self.resume()
         if self.step == 0 and self.eval_steps:
-            self.evaluate()
+            self.evaluate()  # the beginning of the curve
         self.clock.start(self.seconds)
         saved_at = time.monotonic()
         while self.step < self.steps:
@@ -187,7 +191,7 @@ class Training:
                     raise Interrupted(stop[0] if stop else signal.SIGTERM)
                 saved_at = time.monotonic()
                 self.clock.start(self.seconds)
-        if not self.eval_steps or self.step % self.eval_steps:
+        if self.evaluated != self.step:
             self.clock.stop()
             self.evaluate()
         return self.finish("diverged" if self.diverged else "done")
@@ -297,6 +301,7 @@ class Training:
             self.first_bad = self.first_bad.clamp(max=self.step)
             return
         self.best = loss if self.best is None else min(self.best, loss)
+        self.evaluated = self.step
         self.last.update({"val/loss": loss, "val/bpb": bpb})
         if accelerator.is_main_process:
             row: dict[str, Any] = {"step": self.step, "tokens": self.step * self.tokens_per_step}
@@ -326,6 +331,7 @@ class Training:
                 "interval": float(self.interval),
                 "interval_steps": self.interval_steps,
                 "best": self.best,
+                "evaluated": self.evaluated,
                 "last": self.last,
                 "sizes": {n: size(self.run / n) for n in ("metrics.jsonl", "timing.jsonl")},
             },
@@ -346,6 +352,7 @@ class Training:
             self.interval += state["interval"]
             self.interval_steps = state["interval_steps"]
             self.best, self.last, sizes = state["best"], state["last"], state["sizes"]
+            self.evaluated = state["evaluated"]
             self.progress.say(f"going on from step {self.step} of {self.steps}")
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
@@ -353,10 +360,10 @@ class Training:
                 truncate(self.run / name, length)
 
     def finish(self, status: Literal["done", "diverged"]) -> dict[str, Any]:
-        """The last checkpoint and, after it, the result."""
+        """The last checkpoint, if its weights are worth keeping, and after it the result."""
         self.clock.stop()
-        self.step = min(self.step, self.steps)
-        self.save()
+        if status == "done":
+            self.save()
         bad = self.bad_step if status == "diverged" else None
         result = {
             "schema": SCHEMA,

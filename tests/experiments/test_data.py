@@ -6,6 +6,7 @@ import errno
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -319,7 +320,10 @@ def test_text_that_cannot_be_split_is_one_line(tmp_path: Path, wrong, message: s
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 
-def test_progress_goes_to_stderr(tmp_path: Path, capsys) -> None:
+def test_progress_goes_to_stderr_of_a_terminal(tmp_path: Path, capsys, monkeypatch) -> None:
+    prepare(config(), tmp_path / "log", progress=True)
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     prepare(config(), tmp_path, progress=True)
     out, err = capsys.readouterr()
     assert out == ""
