@@ -1,7 +1,7 @@
 """The command line. Thin: each command imports what it needs when it runs.
 
-stdout carries data, stderr messages. Exit codes: 0 ok, 1 some run failed, 2 usage or
-configuration, 130 interrupted.
+stdout carries data, stderr messages. Exit codes: 0 ok, 1 some run failed (`train`: or diverged; in
+a sweep that is a result, marked in its table), 2 usage or configuration, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -327,7 +327,7 @@ def carry_out(record: dict[str, Any], root: Path, workers: int | None, as_json: 
     say("")
     show_table(manifest.path_of(root, record["name"]), root, as_json)
     if outcome.interrupted:
-        say(f"stopped; nothing is lost. Go on with: python run.py sweep {record['name']}{at(root)}")
+        say(f"stopped; nothing is lost. Go on with: python run.py retry {record['name']}{at(root)}")
         sys.exit(130)
     if outcome.failed:
         say(states.failures(root, record))

@@ -39,7 +39,7 @@ class Tune(Closed):
 
     over: str
     values: Annotated[tuple[Any, ...], Field(min_length=1)]
-    by: str = "val/loss"
+    by: Literal["val/loss"] = "val/loss"
 
 
 class SweepFile(Closed):

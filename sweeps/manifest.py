@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.registry import UserError, did_you_mean
 from experiments.record import read_json, write_json
+from experiments.yaml_text import read
 
 if TYPE_CHECKING:
     from experiments.schema import Experiment
@@ -99,14 +100,14 @@ def write(root: Path, data: Mapping[str, Any]) -> Path:
 
 
 def load(root: Path, name: str) -> dict[str, Any]:
-    """The manifest of the sweep `name` (or of a sweep file's path, whose stem is its name).
+    """The manifest of the sweep `name`, or of the sweep in the file `name`.
 
     Raises:
         UserError: there is none, or it is damaged, or no manifest.
     """
     path = path_of(root, name)
     if Path(name).name != name or not path.is_file():
-        path = path_of(root, Path(name).stem)
+        path = path_of(root, _name_in(Path(name)))
     if not path.is_file():
         known = sorted(p.stem for p in (root / "sweeps").glob("*.json"))
         raise UserError(
@@ -138,6 +139,12 @@ def load(root: Path, name: str) -> dict[str, Any]:
             if not (plain and seed.isdecimal()):
                 raise UserError(f"{where}: runs: {seed!r}: {run!r} is not a seed and a run's id")
     return data
+
+
+def _name_in(file: Path) -> str:
+    """A sweep file's own `name`, or its stem."""
+    data = read(file).data if file.suffix in (".yaml", ".yml") and file.is_file() else {}
+    return Path(str(data.get("name", file.stem))).name
 
 
 def all_of(root: Path) -> tuple[list[dict[str, Any]], list[str]]:

@@ -164,21 +164,35 @@ def differences(
     sweep: Sweep, variant: Variant, solved: tuple[str, int] | None = None
 ) -> tuple[str, ...]:
     """What a variant changes, to be read: `model.norm: layernorm → rmsnorm`."""
-    base = loader.resolved(sweep.base)
-    lines = []
+    base, now = loader.resolved(sweep.base), loader.resolved(variant.experiment)
+    lines: list[str] = []
     for path, value in variant.changes.items():
         before = value_at(base, path)
         if before == value:
             continue
+        beside = []
         if isinstance(before, dict) and "name" in before:
+            beside = side_effects(before, value, value_at(now, path), path)
             same = isinstance(value, dict) and value.get("name") == before["name"]
             shared = {k: v for k, v in before.items() if same and k in value}
             before = shared or before["name"]
         arrow = "" if before is None else f"{shown_value(before)} → "
-        lines.append(f"{path}: {arrow}{shown_value(value)}")
+        lines += [f"{path}: {arrow}{shown_value(value)}", *beside]
     if solved is not None:
         lines.append(f"{solved[0]}: {solved[1]} (solved)")
     return tuple(lines)
+
+
+def side_effects(before: Any, written: Any, now: Any, path: str) -> list[str]:
+    """Parameters that a replaced component has too, and that changed without being written."""
+    named = {"name", "hidden", *(written if isinstance(written, dict) else ())}
+    if not isinstance(now, dict):
+        return []
+    return [
+        f"{path}.{key}: {shown_value(old)} → {shown_value(now[key])} (by default)"
+        for key, old in before.items()
+        if key not in named and key in now and now[key] != old
+    ]
 
 
 def measured_speed(root: Path) -> float | None:

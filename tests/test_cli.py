@@ -323,7 +323,7 @@ def test_a_failing_run_is_named_the_others_finish_and_retry_mends(here: Path) ->
     ("outcome", "code", "last"),
     [
         ({"states": {"a": "failed"}}, 1, "next: python run.py retry pair"),
-        ({"stopped": True}, 130, "stopped; nothing is lost. Go on with: python run.py sweep pair"),
+        ({"stopped": True}, 130, "stopped; nothing is lost. Go on with: python run.py retry pair"),
     ],
 )
 def test_a_sweep_without_one_finished_run_still_ends_as_it_should(
@@ -357,7 +357,7 @@ def test_a_sweep_stopped_by_ctrl_c_and_then_killed_goes_on_to_the_end(patient: P
     process.send_signal(signal.SIGINT)
     _, err = process.communicate()
     assert process.returncode == 130, err
-    assert err.endswith("nothing is lost. Go on with: python run.py sweep pair\n")
+    assert err.endswith("nothing is lost. Go on with: python run.py retry pair\n")
     stopped = counts()
     assert stopped.pop("interrupted") in (1, 2)
     assert set(stopped) == {"pending"}
