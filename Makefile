@@ -23,7 +23,7 @@ demo: setup
 	@$(PY) run.py sweep demo
 
 test: setup lint
-	@$(PY) -m pytest
+	@$(PY) -m pytest -n 2
 
 test-slow: setup
 	@$(PY) -m pytest -m slow
