@@ -114,7 +114,10 @@ def test_rendered_plan_shows_every_row_and_json_is_plain(root: Path):
     assert "12 runs (7 rows x 2 seeds), 12 to do" in text
     data = json.loads(json.dumps(made.as_json()))
     assert data["rows"][1]["states"] == {"0": "pending", "1": "pending"}
-    assert data["rows"][1]["differences"] == ["model.norm: layernorm → rmsnorm"]
+    assert data["rows"][1]["differences"] == [
+        "model.norm: layernorm → rmsnorm",
+        "model.norm.eps: 1e-05 → 1e-06 (by default)",  # both norms have one, with other defaults
+    ]
     assert (data["runs"], data["seconds"]) == (12, None)
 
 
