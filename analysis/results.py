@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.record import UserError, read_json, read_rows
+from experiments.record import FINISHED, UserError, read_json, read_rows
 
 SCHEMA = 1
 State = Literal["done", "diverged", "failed", "unfinished", "missing"]
@@ -104,7 +104,7 @@ def read_run(directory: Path) -> Run:
                 " move it to its own directory or delete it"
             )
         status = data.get("status")
-        if status not in ("done", "diverged"):
+        if status not in FINISHED:
             raise UserError(f"{path}: status is {status!r}, neither done nor diverged")
         run = Run(directory.name, status, data, one_line(data.get("reason") or ""))
         if status == "done" and run.number("val/loss") is None:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -56,9 +58,6 @@ def linear_columns(x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
 
     Shapes: `(..., D)` to one `(..., out)` per layer.
     """
-    import torch
-    import torch.nn.functional as F
-
     weight = torch.cat([layer.weight for layer in layers])
     biases = [layer.bias for layer in layers]
     bias = torch.cat([b for b in biases if b is not None]) if biases[0] is not None else None

@@ -35,6 +35,7 @@ from components.registry import UserError
 __all__ = ["Run", "UserError", "append_rows", "read_json", "read_rows", "write_atomically"]
 
 SCHEMA = 1
+FINISHED = ("done", "diverged")  # states that a result.json gives
 
 
 class Locked(UserError):
@@ -174,7 +175,7 @@ class Run:
     def state(self) -> str:
         if (path := self / "result.json").exists():
             status = read_json(path).get("status")
-            if status not in ("done", "diverged"):
+            if status not in FINISHED:
                 raise UserError(
                     f"{path}: status is {status!r}, neither done nor diverged; "
                     "remove it and run the same again"

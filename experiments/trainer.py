@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import signal
 import time
 from pathlib import Path
@@ -296,7 +297,7 @@ class Training:
             total = accelerator.reduce(total, "sum")
         targets = self.windows.shape[0] * (self.windows.shape[1] - 1)
         loss = float(total) / targets
-        bpb = float(total) / self.target_bytes / 0.6931471805599453
+        bpb = float(total) / self.target_bytes / math.log(2)
         if loss - loss != 0.0:
             self.first_bad = self.first_bad.clamp(max=self.step)
             return

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from components import registry
-from experiments.record import Run
+from experiments.record import FINISHED, Run
 from sweeps import manifest, worker
 from sweeps.machine import Slots, plan_slots
 from sweeps.manifest import Job
 from sweeps.server import Server
-from sweeps.status import FINISHED, cancel_marker
+from sweeps.status import cancel_marker
 
 TICK_SECONDS = 0.25
 RECHECK_SECONDS = 1.0  # between looks at runs that other processes work on

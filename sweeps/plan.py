@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.registry import UserError
 from experiments import loader
-from experiments.record import Run, all_ids, read_json
+from experiments.record import FINISHED, Run, all_ids, read_json
 from experiments.yaml_text import read, shown
 from sweeps import manifest, matching
 from sweeps.design import Sweep, Variant, value_at
@@ -27,8 +27,6 @@ from sweeps.drafts import shown_value
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-
-FINISHED = ("done", "diverged")
 
 
 @dataclass(frozen=True)

@@ -23,14 +23,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.registry import UserError
-from experiments.record import Run, all_ids, last_row, read_json, write_atomically
+from experiments.record import FINISHED, Run, all_ids, last_row, read_json, write_atomically
 from sweeps import manifest
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 SCHEMA = 1
-FINISHED = ("done", "diverged")
 STATES = ("done", "diverged", "running", "interrupted", "failed", "pending")
 STYLES = {"done": "green", "diverged": "yellow", "running": "cyan", "failed": "red"}
 SILENT_SECONDS = 300.0  # a running run refreshes its record every few seconds
