@@ -233,7 +233,7 @@ def register(kind: str, name: str) -> Callable[[Cls], Cls]:
     def add(cls: Cls) -> Cls:
         source = _place(cls)
         known = _entries.get((kind, name))
-        if known is not None and known.source != source:
+        if known is not None and known.source != source and not _copies(known.cls, cls):
             raise UserError(
                 f"{source}: the {kind} '{name}' is already registered by {known.source}; "
                 "give one of them another name"
@@ -242,6 +242,15 @@ def register(kind: str, name: str) -> Callable[[Cls], Cls]:
         return cls
 
     return add
+
+
+def _copies(one: type, other: type) -> bool:
+    """Whether two files hold the same: such as one under `imports:` and its copy kept with runs."""
+    files = [getattr(sys.modules.get(c.__module__), "__file__", None) or "" for c in (one, other)]
+    try:
+        return files[0] != files[1] and len({Path(file).read_bytes() for file in files}) == 1
+    except OSError:
+        return False
 
 
 def _place(cls: type) -> str:

@@ -131,9 +131,12 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
     return load_file(path / "model.safetensors")
 
 
-def load_optimizer(path: Path) -> dict[str, Any]:
-    """What `save` got as `optimizer`; only tensors and plain data are let in."""
-    return torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
+def load_optimizer(path: Path, mmap: bool = False) -> dict[str, Any]:
+    """What `save` got as `optimizer`; only tensors and plain data are let in.
+
+    `mmap` leaves the numbers in the file, for one who takes only parts of them and at once.
+    """
+    return torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True, mmap=mmap)
 
 
 def finish(folder: Path) -> None:

@@ -431,13 +431,18 @@ def is_execution(info: pydantic.fields.FieldInfo) -> bool:
 
 
 def run_id(experiment: Experiment, seed: int) -> str:
-    """`hash-s<seed>`: the hash of the science that differs from the defaults.
+    """A run's id, `hash-s<seed>`."""
+    return f"{identity(experiment)}-s{seed}"
+
+
+def identity(experiment: Experiment) -> str:
+    """The hash of the science that differs from the defaults.
 
     Two files that say the same are the same run; a new field with a default leaves every finished
     run valid. A changed default would give new meaning to an old id: `changed_defaults` tells.
     """
     text = json.dumps(dump(experiment, everything=False), sort_keys=True, separators=(",", ":"))
-    return f"{hashlib.blake2b(text.encode(), digest_size=5).hexdigest()}-s{seed}"
+    return hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
 
 
 def changed_defaults(experiment: Experiment, stored: Mapping[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""An experiment's model: fresh with its initial values, or as a run left it."""
+"""An experiment's model: fresh with its initial values, in training, or as a run left it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import sys
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from components.decoder import Decoder
+from components.functional import linear_cross_entropy
+from components.objective import CrossEntropy
 from experiments import checkpoint
 from experiments.record import Run, UserError
 from experiments.schema import Experiment
@@ -22,9 +24,23 @@ def build(experiment: Experiment, vocab_size: int, seed: int) -> Decoder:
     return model.to_empty(device="cpu").initialise(seed)
 
 
-def weights(decoder: Decoder) -> dict[str, Tensor]:
-    """Parameters and buffers by name, on the CPU."""
-    return {k: v.detach().cpu().contiguous() for k, v in decoder.state_dict().items()}
+class LanguageModel(nn.Module):
+    """Decoder and objective as one module, so that autocast, DDP and compile see the whole step."""
+
+    def __init__(self, decoder: Decoder, objective: CrossEntropy) -> None:
+        super().__init__()
+        self.decoder, self.objective = decoder, objective
+
+    def forward(self, windows: Tensor) -> Tensor:
+        """`(B, T+1)` tokens -> the sum of the objective over B x T targets."""
+        hidden = self.decoder(windows[:, :-1]).flatten(0, 1)
+        return self.objective(hidden, self.decoder.output_weight, windows[:, 1:].flatten())
+
+    def nats(self, windows: Tensor) -> Tensor:
+        """`(B, T+1)` tokens -> the summed cross-entropy, whatever the objective."""
+        hidden = self.decoder(windows[:, :-1]).flatten(0, 1)
+        targets = windows[:, 1:].flatten()
+        return linear_cross_entropy(hidden, self.decoder.output_weight, None, targets)
 
 
 @dataclass(frozen=True)

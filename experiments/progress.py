@@ -11,6 +11,7 @@ from experiments.record import Run, UserError
 
 LINE_SECONDS = 10.0
 BEAT_SECONDS = 1.0
+PULSE_SECONDS = 30.0  # the longest silence while training goes on
 
 
 class Progress:
@@ -18,23 +19,27 @@ class Progress:
 
     Args:
         style: `bar` for one run on a terminal, `log` for lines, `none` for silence.
+        run: None for a process that shows nothing and has no heartbeat: another one does.
     """
 
-    def __init__(self, style: Literal["bar", "log", "none"], run: Run) -> None:
+    def __init__(self, style: Literal["bar", "log", "none"], run: Run | None) -> None:
         self.style = style if style != "bar" or sys.stderr.isatty() else "log"
-        self.run, self.bar = run, None  # type: Run, Any
+        self.run, self.bar = run, None  # type: Run | None, Any
         self.began = time.time()
         self.line_at = self.beat_at = 0.0
         self.speed: float | None = None
+        self.known: dict[str, Any] = {}
 
     def __enter__(self) -> Progress:
+        self.beat()  # the first step may take minutes to compile
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.bar is not None:
             self.bar.close()
-        with contextlib.suppress(OSError):
-            (self.run / "running.json").unlink()
+        if self.run is not None:
+            with contextlib.suppress(OSError):
+                (self.run / "running.json").unlink()
 
     def say(self, text: str) -> None:
         """A line for whoever looks on."""
@@ -45,6 +50,19 @@ class Progress:
         else:
             print(text, file=sys.stderr, flush=True)
 
+    def beat(self, **news: Any) -> None:
+        """Refreshes running.json with what is new, if anything."""
+        self.beat_at = time.monotonic()
+        self.known |= news
+        if self.run is not None:
+            with contextlib.suppress(UserError):
+                self.run.heartbeat(started=self.began, **self.known)
+
+    def pulse(self, **news: Any) -> None:
+        """A heartbeat where the last one was long ago; costs a look at the clock."""
+        if time.monotonic() - self.beat_at >= PULSE_SECONDS:
+            self.beat(**news)
+
     def show(
         self, step: int, steps: int, tokens: int, last: dict[str, Any], speed: float | None
     ) -> None:
@@ -52,13 +70,10 @@ class Progress:
         self.speed = speed or self.speed
         left = (steps - step) * tokens / self.speed if self.speed else None
         now = time.monotonic()
-        if now - self.beat_at >= BEAT_SECONDS:
-            self.beat_at = now
-            with contextlib.suppress(UserError):
-                self.run.heartbeat(
-                    started=self.began, step=step, steps=steps, tokens=step * tokens,
-                    tokens_per_s=self.speed, seconds_left=left, **last,
-                )  # fmt: skip
+        news = {"step": step, "steps": steps, "tokens": step * tokens, **last}
+        news |= {"tokens_per_s": self.speed, "seconds_left": left}
+        if now - self.beat_at >= BEAT_SECONDS or "step" not in self.known:
+            self.beat(**news)
         if self.style == "none":
             return
         losses: dict[str, str] = {

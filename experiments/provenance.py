@@ -1,4 +1,9 @@
-"""Where a run comes from: code, versions, hardware, data and command."""
+"""Where a run comes from: code, versions, hardware, data and command.
+
+Queued jobs run from a snapshot of the source. Beside its rooms lies a snapshot.json with its id and
+with what git said of the checkout that it was taken from; git is not asked again, since a snapshot
+may lie inside another checkout.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +18,8 @@ from typing import Any
 
 import torch
 
+from experiments.record import read_json, whereabouts
+
 PACKAGES = (
     *("torch", "accelerate", "numpy", "pydantic", "tokenizers", "datasets", "safetensors"),
     "einops",
@@ -20,12 +27,13 @@ PACKAGES = (
 LARGEST_PATCH = 1 << 20  # bytes
 
 
-def describe(device: str, processes: int) -> dict[str, Any]:
-    """What an attempt at a run ran on and from; nothing of the environment's variables."""
+def describe(device: str, processes: int, sharding: str | None = None) -> dict[str, Any]:
+    """What an attempt at a run ran on and from; no variables of the environment but Slurm's ids."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "git": git(Path(__file__).parent),
+        **whereabouts(),
+        **source(Path(__file__).parent.parent),
         "python": platform.python_version(),
         "versions": {name: installed(name) for name in PACKAGES},
         "platform": platform.platform(),
@@ -34,7 +42,21 @@ def describe(device: str, processes: int) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": device,
         "processes": processes,
+        "sharding": sharding,
     }
+
+
+def source(folder: Path) -> dict[str, Any]:
+    """Which code lies in a folder: a snapshot's id and its checkout, or the checkout itself.
+
+    Raises:
+        UserError: the snapshot's own record is damaged.
+    """
+    path = folder / "snapshot.json"
+    if not path.exists():
+        return {"git": git(folder / "experiments")}
+    known = read_json(path)
+    return {"snapshot": {"id": known.get("id")}, "git": known.get("git")}
 
 
 def installed(name: str) -> str | None:

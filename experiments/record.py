@@ -2,7 +2,7 @@
 
     runs/<id>/
         experiment.yaml     the resolved experiment, every default filled in
-        provenance.json     commit and patch, versions, hardware, data fingerprint, command
+        provenance.json     code, versions, hardware, data fingerprint, command; each attempt
         metrics.jsonl       what was measured, by step and tokens; byte-identical after a resume
         timing.jsonl        how long it took; the one record that differs between two machines
         checkpoints/        weights and optimizer, see checkpoint.py
@@ -36,6 +36,8 @@ __all__ = ["Run", "UserError", "append_rows", "read_json", "read_rows", "write_a
 
 SCHEMA = 1
 FINISHED = ("done", "diverged")  # states that a result.json gives
+HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)  # what a lock in other hands answers
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # and a file system that has none
 
 
 class Locked(UserError):
@@ -190,14 +192,15 @@ class Run:
     @property
     def locked(self) -> bool:
         """Whether a living process works on this run (it holds the lock; a dead one can't)."""
+        # Shared and read-only: anybody may look, also at others' runs, and lookers don't meet.
         try:
-            descriptor = os.open(self / "lock", os.O_RDWR)
+            descriptor = os.open(self / "lock", os.O_RDONLY)
         except OSError:
             return False
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return True
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            return error.errno in HELD
         finally:
             os.close(descriptor)
         return False
@@ -208,6 +211,7 @@ class Run:
 
         Raises:
             Locked: somebody else works on it; says who.
+            UserError: the folder can't be written, or its file system has no locks.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -224,14 +228,19 @@ class Run:
         finally:
             os.close(descriptor)
 
-    @staticmethod
-    def _take(descriptor: int) -> bool:
-        # `locked` holds the lock for an instant when it looks: a few tries tell that from an owner
+    def _take(self, descriptor: int) -> bool:
+        # `locked` shares the lock for an instant when it looks: a few tries tell it from an owner
         for _ in range(20):
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return True
-            except OSError:
+            except OSError as error:
+                if error.errno in NO_LOCKS:
+                    raise UserError(
+                        f"{self.root}: its file system has no locks ({error.strerror}); choose a "
+                        "--runs folder on one whose locks hold between nodes, such as NFS, or "
+                        "Lustre mounted with `flock`"
+                    ) from error
                 time.sleep(0.02)
         return False
 
@@ -244,7 +253,7 @@ class Run:
 
     def heartbeat(self, **progress: Any) -> None:
         """Refreshes running.json: who runs this and how far it is."""
-        who = {"schema": SCHEMA, "pid": os.getpid(), "host": socket.gethostname()}
+        who = {"schema": SCHEMA, "pid": os.getpid(), **whereabouts()}
         beat = {**who, "updated": time.time(), **progress}
         write_atomically(self / "running.json", json.dumps(beat) + "\n", durable=False)
 
@@ -253,6 +262,18 @@ class Run:
         with contextlib.suppress(UserError):
             return read_json(self / "running.json")
         return {}
+
+
+def whereabouts() -> dict[str, str | None]:
+    """Where this process runs: host, and Slurm's job (`12`, or `12_3` in an array) and node.
+
+    Slurm's name of the node is left out where it is the host's.
+    """
+    host, given = socket.gethostname(), os.environ.get
+    job, task = given("SLURM_ARRAY_JOB_ID"), given("SLURM_ARRAY_TASK_ID")
+    known = {"host": host, "job": f"{job}_{task}" if job and task else given("SLURM_JOB_ID")}
+    node = given("SLURMD_NODENAME")
+    return {**known, "node": node} if node and node != host else known
 
 
 def find(root: Path, prefix: str) -> Run:

@@ -1,4 +1,4 @@
-"""What stands before the first step: devices, signals, and the run directory's first records."""
+"""What stands before the first step: devices, signals, the run's lock and its first records."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list
 
 from components.memory_cpu import hold_freed_memory
 from experiments import provenance
@@ -25,10 +26,11 @@ from experiments.record import (
     write_json,
 )
 from experiments.schema import Experiment
+from experiments.sharding import Sharding, accelerator_for
 from experiments.yaml_text import read
 
 
-def start_accelerator(experiment: Experiment) -> Accelerator:
+def start_accelerator(experiment: Experiment, sharding: Sharding = "ddp") -> Accelerator:
     """Accelerate for this experiment's device and precision.
 
     Raises:
@@ -47,7 +49,8 @@ def start_accelerator(experiment: Experiment) -> Accelerator:
     AcceleratorState._reset_state()  # a second run in one process may have another precision
     mixed = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[precision]
     on_cpu = device == "cpu" or (device == "auto" and not cuda and not mps)
-    accelerator = Accelerator(mixed_precision=mixed, cpu=on_cpu)
+    kind = "cpu" if on_cpu else "cuda" if cuda else "mps"
+    accelerator = accelerator_for(sharding, kind, precision, mixed_precision=mixed, cpu=on_cpu)
     if experiment.training.global_batch_size % world(accelerator):
         raise UserError(
             f"training.global_batch_size: {world(accelerator)} processes can't share "
@@ -104,11 +107,42 @@ def begin(
     if threads is None and known["attempts"]:  # the order of sums depends on it
         first = known["attempts"][0].get("threads") or torch.get_num_threads()
         torch.set_num_threads(min(first, os.cpu_count() or first))
-    attempt = provenance.describe(str(accelerator.device), world(accelerator))
+    sharding = "fsdp2" if accelerator.is_fsdp2 else None
+    attempt = provenance.describe(str(accelerator.device), world(accelerator), sharding)
     known |= {"seed": seed, "data": {**data.meta, "folder": data.folder.name}}
     known["attempts"] = [*known["attempts"], attempt]
     write_json(path, known)
     write_atomically(run / "experiment.yaml", to_yaml(experiment))
+
+
+@contextlib.contextmanager
+def hold(
+    run: Run, experiment: Experiment, seed: int, data: Dataset, accelerator: Accelerator
+) -> Iterator[dict[str, Any] | None]:
+    """Begins the run and holds it for these processes; gives its result if it has one already.
+
+    The first process decides for all: another node may see new files later.
+
+    Raises:
+        UserError: on every process, if the first can't hold or begin it.
+    """
+    with contextlib.ExitStack() as stack:
+        refused: UserError | None = None
+        result: dict[str, Any] | None = None
+        if accelerator.is_main_process:
+            try:
+                stack.enter_context(run.lock())
+                if (run / "result.json").exists():
+                    result = read_json(run / "result.json")
+                else:
+                    begin(run, experiment, seed, data, accelerator)
+            except UserError as error:
+                refused = error
+        if world(accelerator) > 1:
+            refused, result = broadcast_object_list([refused, result])
+        if refused is not None:
+            raise refused
+        yield result
 
 
 @contextlib.contextmanager

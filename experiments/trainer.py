@@ -3,7 +3,8 @@
 What a run does depends on its experiment and seed alone: `batch(step)` is a pure function, dropout
 is seeded by step, the learning rate is a function of the step, and whatever else the loop carries
 is in the checkpoint. A run killed at any moment and started again therefore writes the same
-weights and the same metrics.jsonl, byte for byte, on a CPU with the same number of threads.
+weights and the same metrics.jsonl, byte for byte, on a CPU with the same number of threads and
+processes. What depends on time (when to look for signals, when to save) never reaches the records.
 """
 
 from __future__ import annotations
@@ -11,57 +12,43 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-import signal
+import os
 import time
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
-from torch import Tensor, nn
+from torch import Tensor
 
-from components.decoder import Decoder, count
-from components.functional import linear_cross_entropy
-from components.objective import CrossEntropy
+from components.decoder import count
 from experiments import checkpoint
 from experiments.clock import Clock, peak_memory
 from experiments.data import Dataset, prepare
 from experiments.loader import run_id
-from experiments.model import build, weights
+from experiments.model import LanguageModel, build
 from experiments.progress import Progress
 from experiments.record import (
     SCHEMA,
     Interrupted,
     Run,
-    UserError,
     append_rows,
     read_json,
     truncate,
     write_json,
 )
 from experiments.schema import Experiment
+from experiments.sharding import Sharding, load_optimizer, load_weights, shard, whole
 from experiments.start import (
-    begin,
     check_directory,
+    hold,
     micro_batch,
     start_accelerator,
     stop_signals,
     world,
 )
 
-
-class LanguageModel(nn.Module):
-    """Decoder and objective as one module, so that autocast, DDP and compile see the whole step."""
-
-    def __init__(self, decoder: Decoder, objective: CrossEntropy) -> None:
-        super().__init__()
-        self.decoder, self.objective = decoder, objective
-
-    def forward(self, windows: Tensor) -> Tensor:
-        """`(B, T+1)` tokens -> the sum of the objective over B x T targets."""
-        hidden = self.decoder(windows[:, :-1]).flatten(0, 1)
-        return self.objective(hidden, self.decoder.output_weight, windows[:, 1:].flatten())
+LOOK_SECONDS = 10.0  # between looks at what came from outside, where processes meet for it
 
 
 def train(
@@ -70,8 +57,15 @@ def train(
     root: Path,
     *,
     progress: Literal["bar", "log", "none"] = "log",
+    sharding: Sharding = "ddp",
+    stop: list[int] | None = None,
 ) -> dict[str, Any]:
     """Runs, or goes on with, the run of this experiment and seed; returns its result.
+
+    Args:
+        sharding: how several processes hold the model, see experiments/sharding.py.
+        stop: numbers of the signals that the caller's own handlers have caught so far; by default
+            SIGTERM and SIGINT are caught here.
 
     Raises:
         UserError: the data or the run directory does not allow it, or the disk is full.
@@ -79,34 +73,21 @@ def train(
     """
     run = Run(root, run_id(experiment, seed))
     check_directory(run, experiment)
-    if (run / "result.json").exists():
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    if alone and (run / "result.json").exists():
         return read_json(run / "result.json")
-    with stop_signals() as stop:
-        accelerator = start_accelerator(experiment)
+    with contextlib.nullcontext(stop) if stop is not None else stop_signals() as caught:
+        accelerator = start_accelerator(experiment, sharding)
         data = prepare(experiment.data, root / "data", progress=progress == "bar")
         t = experiment.training  # what the data can't give is said before anything is written
         data.batch(0, seed=seed, seq_len=t.seq_len, global_batch_size=t.global_batch_size)
         data.validation(experiment.evaluation.tokens, t.seq_len)
-        main = accelerator.is_main_process
-        with contextlib.ExitStack() as stack:
-            refused: UserError | None = None
-            if main:
-                try:
-                    stack.enter_context(run.lock())
-                    if not (run / "result.json").exists():  # another process was quicker
-                        begin(run, experiment, seed, data, accelerator)
-                except UserError as error:
-                    refused = error
-            (refused,) = broadcast_object_list([refused]) if world(accelerator) > 1 else (refused,)
-            if refused is not None:
-                raise refused
-            if (run / "result.json").exists():
-                return read_json(run / "result.json")
-            if not main or progress == "none":
-                progress_line = Progress("none", run)
-            else:
-                progress_line = stack.enter_context(Progress(progress, run))
-            return Training(experiment, seed, run, data, accelerator, progress_line).run_all(stop)
+        with hold(run, experiment, seed, data, accelerator) as result:
+            if result is not None:  # another process was quicker
+                return result
+            main = accelerator.is_main_process
+            with Progress(progress, run) if main else Progress("none", None) as line:
+                return Training(experiment, seed, run, data, accelerator, line).run_all(caught)
 
 
 class Training:
@@ -134,16 +115,23 @@ class Training:
         m = experiment.model
         self.dims = experiment.dims(data.vocab_size)
         self.counts = count(self.dims, m.specs, m.tie_embeddings, t.seq_len)
-        decoder = build(experiment, data.vocab_size, seed).to(accelerator.device)
-        optimizer = t.optimizer.build().build(decoder, t.lr)
+        self.sharded = accelerator.is_fsdp2
+        compile = experiment.execution.compile
+        self.decoder = build(experiment, data.vocab_size, seed)
+        if not self.sharded:
+            self.decoder.to(accelerator.device)
+        optimizer = t.optimizer.build().build(self.decoder, t.lr)
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
-        model = LanguageModel(decoder, t.objective.build())
-        if experiment.execution.compile:
-            model.compile()
-        self.decoder = decoder
+        self.language = LanguageModel(self.decoder, t.objective.build())
+        if self.sharded:
+            prepared = shard(accelerator, self.language, optimizer, compile)
+        else:
+            if compile:
+                self.language.compile()
+            prepared = accelerator.prepare(self.language, optimizer)
+        self.model, self.optimizer = prepared
         self.schedule = t.schedule.build()
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
 
         # What the loop carries from step to step; all of it is in the checkpoint.
         self.step = 0
@@ -164,32 +152,36 @@ class Training:
         return torch.device("cpu") if device.type == "mps" else device  # it has no float64
 
     def run_all(self, stop: list[int]) -> dict[str, Any]:
-        """Every step from the newest checkpoint to the end."""
+        """Every step from the newest checkpoint to the end, or to a signal in `stop`."""
         self.resume()
         if self.step == 0 and self.eval_steps:
             self.evaluate()  # the beginning of the curve
         self.clock.start(self.seconds)
         saved_at = time.monotonic()
+        self.looked, self.look_at = (self.step, saved_at), self.step + 1
         while self.step < self.steps:
             lr, norm = self.train_step()
-            if self.due(self.experiment.execution.log_every):
+            row = self.due(self.experiment.execution.log_every)
+            evaluation = self.eval_steps is not None and self.due(self.eval_steps)
+            if row:
                 self.log(lr, norm)
-            elif not self.boundary:
-                continue
-            if self.diverged:
+            if (row or evaluation or self.numbers_are_here) and self.diverged:
                 return self.finish("diverged")
-            if self.eval_steps and self.due(self.eval_steps):
+            if evaluation:
                 self.clock.stop()
                 self.evaluate()
                 self.clock.start(self.seconds)
+            alone = world(self.accelerator) == 1
+            if self.step == self.steps or not (row or alone or self.step >= self.look_at):
+                continue
             elapsed = time.monotonic() - saved_at
             late = elapsed >= 60 * self.experiment.execution.checkpoint_minutes
-            stopped, late = self.agree(bool(stop), late)
-            if (stopped or late) and self.step < self.steps:
+            number, late = self.look_up(stop[0] if stop else 0, late)
+            if number or late:
                 self.clock.stop()
                 self.save()
-                if stopped:
-                    raise Interrupted(stop[0] if stop else signal.SIGTERM)
+                if number:
+                    raise Interrupted(number)
                 saved_at = time.monotonic()
                 self.clock.start(self.seconds)
         if self.evaluated != self.step:
@@ -209,18 +201,20 @@ class Training:
         )
         first = accelerator.process_index * self.share
         mine = torch.from_numpy(windows[first : first + self.share]).to(accelerator.device)
-        # The mean over the global batch's targets. DDP averages gradients over processes, so each
+        # The mean over the global batch's targets. Gradients are averaged over processes, so each
         # process's part counts as many times as there are processes.
         total = torch.zeros((), device=accelerator.device)
         scale = world(accelerator) / t.tokens_per_step
         pieces = mine.split(self.micro)
         for index, piece in enumerate(pieces):
             last = index == len(pieces) - 1
-            with contextlib.nullcontext() if last else accelerator.no_sync(self.model):
+            at_once = last or self.sharded
+            with contextlib.nullcontext() if at_once else accelerator.no_sync(self.model):
                 loss = self.model(piece) * scale
                 accelerator.backward(loss)
             total += loss.detach()
         norm = accelerator.clip_grad_norm_(self.model.parameters(), t.grad_clip or float("inf"))
+        norm = norm.full_tensor() if self.sharded else norm
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         # fp16's scaler skips steps whose gradients overflow: only a loss tells divergence there.
@@ -237,25 +231,35 @@ class Training:
         return self.step % every == 0 or self.step == self.steps
 
     @property
-    def boundary(self) -> bool:
-        """Whether to look up from the work: each step where it is free, else at log rows."""
+    def numbers_are_here(self) -> bool:
+        """Whether to look at the loss each step, since that waits for nobody; else at log rows."""
         return self.accelerator.device.type == "cpu" and world(self.accelerator) == 1
 
     @property
     def diverged(self) -> bool:
         """Whether a loss or a gradient was not finite, on any process."""
-        worst = self.first_bad
-        if world(self.accelerator) > 1:
-            worst = -self.accelerator.gather(-worst.reshape(1)).max()
-        self.bad_step = int(worst)
+        self.bad_step = int(self.over_processes(self.first_bad).min())
         return self.bad_step <= self.steps or not bool(torch.isfinite(self.interval))
 
-    def agree(self, *flags: bool) -> list[bool]:
-        """The same decision on every process: true where it is true on any."""
+    def over_processes(self, mine: Tensor) -> Tensor:
+        """`(...)` of this process -> `(n, ...)`, that of each; a meeting of all n."""
+        return self.accelerator.gather(mine[None]) if world(self.accelerator) > 1 else mine[None]
+
+    def look_up(self, number: int, late: bool) -> tuple[int, bool]:
+        """The signal that some process has caught (0: none), and whether a checkpoint is late.
+
+        One process looks after each step. Several must meet for it, at steps that all know: log
+        rows, and the step until which the first of them reckons LOOK_SECONDS to pass.
+        """
+        self.progress.pulse(step=self.step, tokens=self.step * self.tokens_per_step)
         if world(self.accelerator) == 1:
-            return list(flags)
-        mine = torch.tensor(flags, dtype=torch.int32, device=self.accelerator.device)
-        return [bool(f) for f in self.accelerator.reduce(mine, "sum")]
+            return number, late
+        (before, at), self.looked = self.looked, (self.step, time.monotonic())
+        ahead = steps_ahead(self.step - before, self.looked[1] - at)
+        mine = torch.tensor([number, late, ahead], device=self.accelerator.device)
+        numbers, lates, aheads = self.over_processes(mine).T.tolist()
+        self.look_at = self.step + aheads[0]
+        return number or next(filter(None, numbers), 0), any(lates)
 
     def log(self, lr: float, norm: Tensor) -> None:
         """A row of metrics: the mean loss since the last row, and this step's gradient norm."""
@@ -283,15 +287,16 @@ class Training:
         accelerator, decoder = self.accelerator, self.decoder
         decoder.eval()
         total = torch.zeros((), dtype=torch.float64, device=self.metric_device)
-        mine = torch.from_numpy(self.windows)[accelerator.process_index :: world(accelerator)]
-        for piece in mine.split(self.micro):
-            tokens = piece.to(accelerator.device)
+        shares = [self.windows[i :: world(accelerator)] for i in range(world(accelerator))]
+        pieces = torch.from_numpy(shares[accelerator.process_index]).split(self.micro)
+        passes = math.ceil(len(shares[0]) / self.micro) if self.sharded else len(pieces)
+        for index in range(passes):
+            surplus = index >= len(pieces)  # others have one more, and gather parameters for it
+            piece = torch.from_numpy(self.windows[: self.micro]) if surplus else pieces[index]
             with accelerator.autocast():
-                hidden = decoder(tokens[:, :-1]).flatten(0, 1)
-                nats = linear_cross_entropy(
-                    hidden, decoder.output_weight, None, tokens[:, 1:].flatten()
-                )
-            total += nats.to(total)
+                nats = self.language.nats(piece.to(accelerator.device))
+            total += 0.0 if surplus else nats.to(total)
+            self.progress.pulse()
         decoder.train()
         if world(accelerator) > 1:
             total = accelerator.reduce(total, "sum")
@@ -314,23 +319,31 @@ class Training:
 
     def save(self) -> None:
         """Writes a checkpoint; the records' sizes in it say what a resumed run must cut off."""
-        self.accelerator.wait_for_everyone()
-        if not self.accelerator.is_main_process:
+        accelerator, main = self.accelerator, self.accelerator.is_main_process
+        accelerator.wait_for_everyone()
+        intervals = self.over_processes(self.interval).tolist()
+        first_bad = int(self.over_processes(self.first_bad).min())
+        weights, optimizer = self.decoder.state_dict(), self.optimizer.state_dict()
+        if self.sharded:
+            weights, optimizer = whole(weights, main), whole(optimizer, main)
+        if not main:
             return
-        scaler = self.accelerator.scaler
+        scaler = accelerator.scaler
         checkpoint.save(
             self.run / "checkpoints",
-            weights(self.decoder),
+            {k: v.detach().cpu().contiguous() for k, v in weights.items()},
             {
-                "optimizer": self.optimizer.state_dict(),
+                "optimizer": optimizer,
                 "scaler": scaler.state_dict() if scaler is not None else None,
             },
             {
                 "schema": SCHEMA,
                 "step": self.step,
                 "seconds": self.seconds,
-                "interval": float(self.interval),
+                "interval": sum(intervals) / len(intervals),
+                "intervals": intervals,
                 "interval_steps": self.interval_steps,
+                "first_bad": first_bad,
                 "best": self.best,
                 "evaluated": self.evaluated,
                 "last": self.last,
@@ -344,13 +357,16 @@ class Training:
         sizes = {"metrics.jsonl": 0, "timing.jsonl": 0}
         if found is not None:
             path, state = found
-            self.decoder.load_state_dict(checkpoint.load_weights(path))
-            saved = checkpoint.load_optimizer(path)
-            self.optimizer.load_state_dict(saved["optimizer"])
+            saved = checkpoint.load_optimizer(path, mmap=self.sharded)
+            load_weights(self.decoder, checkpoint.load_weights(path))
+            load_optimizer(self.optimizer, saved["optimizer"])
             if saved["scaler"] is not None and self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(saved["scaler"])
             self.step, self.seconds = state["step"], state["seconds"]
-            self.interval += state["interval"]
+            each = state.get("intervals", [])  # of as many processes as there were
+            same = len(each) == world(self.accelerator)
+            self.interval += each[self.accelerator.process_index] if same else state["interval"]
+            self.first_bad.clamp_(max=state.get("first_bad", self.steps + 1))
             self.interval_steps = state["interval_steps"]
             self.best, self.last, sizes = state["best"], state["last"], state["sizes"]
             self.evaluated = state["evaluated"]
@@ -394,6 +410,11 @@ class Training:
             self.progress.done(result)
         self.accelerator.wait_for_everyone()
         return result
+
+
+def steps_ahead(steps: int, seconds: float) -> int:
+    """After how many steps to look up again, where the last `steps` took `seconds`."""
+    return max(1, int(LOOK_SECONDS * steps / max(seconds, 1e-6)))
 
 
 def key(*parts: int) -> int:

@@ -26,6 +26,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,8 +61,12 @@ class Variant:
     levels: Mapping[str, str] | None = None
     tuned: Mapping[str, Any] | None = None
 
+    @cached_property
+    def identity(self) -> str:
+        return loader.identity(self.experiment)
+
     def run_id(self, seed: int) -> str:
-        return loader.run_id(self.experiment, seed)
+        return f"{self.identity}-s{seed}"
 
 
 @dataclass(frozen=True)

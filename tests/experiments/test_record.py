@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import builtins
 import errno
+import fcntl
 import json
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from experiments import progress as progress_module
 from experiments import record
+from experiments.progress import Progress
 from experiments.record import Run, UserError, append_rows, find, read_rows, write_atomically
 
 spawn = multiprocessing.get_context("spawn")
@@ -73,6 +78,59 @@ def test_a_heartbeat_says_who_and_how_far_and_a_half_written_one_is_no_error(run
     assert run.live() == {}
 
 
+SLURM = {
+    "JOB_ID": "SLURM_JOB_ID",
+    "ARRAY_JOB_ID": "SLURM_ARRAY_JOB_ID",
+    "ARRAY_TASK_ID": "SLURM_ARRAY_TASK_ID",
+    "NODE": "SLURMD_NODENAME",
+}
+
+
+@pytest.mark.parametrize(
+    ("given", "job", "node"),
+    [
+        ({}, None, None),
+        ({"JOB_ID": "12"}, "12", None),
+        ({"JOB_ID": "15", "ARRAY_JOB_ID": "12", "ARRAY_TASK_ID": "3"}, "12_3", None),
+        ({"JOB_ID": "12", "NODE": "gpu07"}, "12", "gpu07"),
+        ({"JOB_ID": "12", "NODE": socket.gethostname()}, "12", None),
+    ],
+)
+def test_a_heartbeat_names_the_slurm_job_and_the_node_where_it_is_not_the_host(
+    given: dict[str, str],
+    job: str | None,
+    node: str | None,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, variable in SLURM.items():
+        monkeypatch.delenv(variable, raising=False)
+        if name in given:
+            monkeypatch.setenv(variable, given[name])
+    run.heartbeat()
+    live = run.live()
+    assert (live["host"], live["job"], live.get("node")) == (socket.gethostname(), job, node)
+
+
+def test_the_first_heartbeat_is_at_once_and_the_next_before_it_is_taken_for_silence(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Progress("none", run) as progress:
+        first = run.live()
+        assert first["pid"] == os.getpid() and "step" not in first
+        progress.show(1, 10, 256, {"train/loss": 2.5}, 1000.0)
+        assert run.live()["step"] == 1
+        progress.pulse(step=2)
+        assert run.live()["step"] == 1  # a moment ago
+        monkeypatch.setattr(progress_module, "PULSE_SECONDS", 0.0)
+        progress.pulse(step=2)
+        assert (run.live()["step"], run.live()["train/loss"]) == (2, 2.5)
+        with Progress("none", None) as other:  # another process of the same run
+            other.pulse(step=3)
+        assert run.live()["step"] == 2
+    assert run.live() == {}
+
+
 def test_a_damaged_result_is_named_and_never_taken_for_done(run: Run) -> None:
     begin(run)
     for damaged in ("", "{", "[]", "\0"):
@@ -111,6 +169,64 @@ def test_the_lock_is_free_after_an_error_inside_it(run: Run) -> None:
     with pytest.raises(ZeroDivisionError), run.lock():
         raise ZeroDivisionError
     assert not run.locked
+
+
+def test_lookers_share_the_lock_and_meet_neither_each_other_nor_a_starting_run(run: Run) -> None:
+    begin(run)
+    with run.lock():
+        pass
+    looker = os.open(run / "lock", os.O_RDONLY)
+    try:
+        fcntl.flock(looker, fcntl.LOCK_SH)
+        assert not run.locked
+    finally:
+        os.close(looker)
+    with run.lock():
+        assert run.locked
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_another_user_sees_whether_a_run_is_worked_on_and_can_not_take_it() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        run = begin(Run(Path(folder), "3f9a1c2b7d-s0"))
+        with run.lock():
+            os.seteuid(65534)
+            try:
+                assert run.state == "running"
+            finally:
+                os.seteuid(0)
+        os.seteuid(65534)
+        try:
+            assert run.state == "interrupted"
+            with pytest.raises(UserError, match="Permission denied"), run.lock():
+                pass
+        finally:
+            os.seteuid(0)
+
+
+def test_a_lock_that_can_not_be_read_tells_of_no_owner(run: Run) -> None:
+    begin(run)
+    (run / "lock").symlink_to("lock")  # ELOOP for every user
+    assert not run.locked
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_a_file_system_without_locks_is_said_in_one_line_and_nobody_seems_to_run_there(
+    code: int, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(run)
+    (run / "lock").touch()
+
+    def none_here(*_: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", none_here)
+    assert not run.locked
+    with pytest.raises(UserError, match=r"no locks .* mounted with `flock`") as caught, run.lock():
+        pass
+    assert "\n" not in str(caught.value)
+    assert not isinstance(caught.value, record.Locked)
 
 
 def test_a_folder_that_can_not_be_made_is_one_line(tmp_path: Path) -> None:

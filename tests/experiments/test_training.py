@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import math
 import os
+import secrets
+import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from experiments import loader
+from experiments import loader, trainer
 from experiments.data import load as load_data
 from experiments.data import prepare
 from experiments.model import build, load_trained
+from experiments.provenance import source
 from experiments.record import Run, UserError, read_rows
 from experiments.trainer import train
 from tests.conftest import ROOT
@@ -180,15 +184,77 @@ def test_initial_values_shared_by_two_variants_are_the_same_numbers(tiny_yaml: P
     assert all(torch.equal(other.state_dict()[k], base[k]) for k in shared)
 
 
-def test_provenance_names_versions_data_and_command_but_no_variables(
+def test_provenance_names_versions_data_command_and_job_but_no_variables(
     tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", "sentinel-5f0e")
+    secret = secrets.token_hex(16)  # not in this file, whose changes are in the record too
+    monkeypatch.setenv("WANDB_API_KEY", secret)
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
     run = trained(tiny_yaml, tmp_path)
     known = json.loads((run / "provenance.json").read_text())
-    assert known["attempts"][0]["versions"]["torch"] == torch.__version__
+    (attempt,) = known["attempts"]
+    assert attempt["versions"]["torch"] == torch.__version__
+    assert (attempt["job"], attempt["host"]) == ("12", socket.gethostname())
+    assert "snapshot" not in attempt
     assert (
         load_data(tmp_path / "data" / known["data"]["folder"]).fingerprint
         == (known["data"]["fingerprint"])
     )
-    assert "sentinel-5f0e" not in (run / "provenance.json").read_text()
+    assert secret not in (run / "provenance.json").read_text()
+
+
+def test_a_snapshot_of_the_source_says_itself_what_it_is_and_git_is_not_asked(
+    tmp_path: Path,
+) -> None:
+    """Also where the snapshot lies inside a checkout, of which git would speak."""
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e@example.org"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "other"], check=True)
+    copy = tmp_path / "code" / "9ab3"
+    for room in ("components", "experiments"):
+        shutil.copytree(ROOT / room, copy / room, ignore=shutil.ignore_patterns("__pycache__"))
+    command = [
+        *(sys.executable, "-c"),
+        "import json, experiments.provenance as p; print(json.dumps(p.describe('cpu', 1)))",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(copy)}
+
+    def described() -> dict[str, Any]:
+        done = subprocess.run(
+            command, cwd=copy, env=environment, capture_output=True, check=True, text=True
+        )
+        return json.loads(done.stdout)
+
+    assert described()["git"]["commit"]
+    for git_then in ({"commit": "c0ffee", "patch": ""}, None):
+        record = {"schema": 1, "id": "9ab3", "git": git_then, "time": "2026-01-01T00:00:00"}
+        (copy / "snapshot.json").write_text(json.dumps(record))
+        told = described()
+        assert (told["snapshot"], told["git"]) == ({"id": "9ab3"}, git_then)
+    (copy / "snapshot.json").write_text("{")
+    with pytest.raises(UserError, match=r"snapshot\.json: can't be read: damaged"):
+        source(copy)
+
+
+def test_a_run_has_a_heartbeat_before_its_model_is_built(
+    tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path, loader.run_id(loader.load(tiny_yaml), 0))
+    seen = []
+
+    def building(*args: Any) -> Any:
+        seen.append((run.state, run.live().get("pid")))
+        return build(*args)
+
+    monkeypatch.setattr(trainer, "build", building)
+    trained(tiny_yaml, tmp_path)
+    assert seen == [("running", os.getpid())]
+    assert run.live() == {}
+
+
+def test_several_processes_look_up_about_every_ten_seconds_however_fast_they_are() -> None:
+    assert trainer.steps_ahead(1, 30.0) == 1
+    assert trainer.steps_ahead(10, 1.0) == 100
+    assert trainer.steps_ahead(1, 120.0) == 1  # a first step that was compiled
+    assert trainer.steps_ahead(3, 0.0) >= 1
