@@ -17,6 +17,7 @@ import click
 
 F = TypeVar("F", bound=Callable[..., Any])
 SEED = click.IntRange(0, 2**63 - 1)
+COMMANDLINE = click.core.ParameterSource.COMMANDLINE
 FORMATS = {"md": "markdown", "latex": "latex", "csv": "csv", "json": "json"}
 
 
@@ -64,6 +65,15 @@ def dry_run_option(command: F) -> F:
 def workers_option(command: F) -> F:
     return click.option(
         "--workers", type=click.IntRange(min=1), help="Runs at a time; as many as pay by default."
+    )(command)
+
+
+def cluster_option(command: F) -> F:
+    return click.option(
+        "--cluster",
+        default=lambda: os.environ.get("CETERIS_CLUSTER"),
+        show_default="$CETERIS_CLUSTER",
+        help="A cluster file, or the name of an example.",
     )(command)
 
 
@@ -318,19 +328,119 @@ def sweep(
     carry_out(manifest.load(root, designed.name), root, workers, as_json)
 
 
-def carry_out(record: dict[str, Any], root: Path, workers: int | None, as_json: bool) -> None:
+@cli.command()
+@sweep_argument
+@overrides_argument
+@cluster_option
+@runs_option
+@dry_run_option
+@json_option
+def submit(
+    name: str,
+    overrides: tuple[str, ...],
+    cluster: str | None,
+    root: Path,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Submit what SWEEP lacks to Slurm, and return. What is done or queued is left alone."""
+    from sweeps import cluster as clusters
+    from sweeps import control, design, manifest
+    from sweeps import plan as planning
+
+    file = clusters.load(needed(cluster))
+    designed = design.load(name, overrides)
+    planned = planning.plan(designed, root)
+    local = file.cluster.executor == "local"
+    if dry_run and local:
+        out(planned.as_json()) if as_json else show_rich(planning.render(planned))
+        return
+    if dry_run:
+        show_submission(planned, file, root, as_json)
+        return
+    if planned.missing:
+        planning.check_data(designed)
+    manifest.write(root, planned.manifest)
+    record = manifest.load(root, designed.name)
+    if local:
+        carry_out(record, root, file.cluster.workers, as_json, file.cluster.workers_per_gpu)
+    else:
+        say_sent(control.submit(root, record, file), record["name"], root, as_json)
+
+
+def needed(cluster: str | None) -> str:
+    """The cluster file's name.
+
+    Raises:
+        UserError: none was given.
+    """
+    from experiments.record import UserError
+
+    if cluster is None:
+        raise UserError(
+            "which cluster? write --cluster FILE (an example to copy: sweeps/clusters/), "
+            "or set $CETERIS_CLUSTER"
+        )
+    return cluster
+
+
+def show_submission(planned: Any, file: Any, root: Path, as_json: bool) -> None:
+    """What would be submitted: the plan, what it may cost at the most, and sbatch's text."""
+    from sweeps import control, slurm
+    from sweeps import plan as planning
+
+    jobs = control.lacking(root, planned.manifest)
+    cost = slurm.cost_text(jobs, file.cluster)
+    text = slurm.script(root, planned.name, jobs, file.cluster) if jobs else ""
+    if as_json:
+        out({**planned.as_json(), "cost": cost, "sbatch": text})
+    else:
+        show_rich(planning.render(planned))
+        click.echo(f"\n{cost}\n\n{text}", nl=False)
+    if jobs:
+        say(slurm.check(text, file))
+
+
+def say_sent(sent: Any, name: str, root: Path, as_json: bool) -> None:
+    """What was submitted, what was left alone, and what Slurm would not take."""
+    made, left = sent.submitted.submissions, sent.submitted.left
+    if as_json:
+        jobs = [{"job": s.job, "runs": [list(t) for t in s.tasks], "folder": str(s.folder)}
+                for s in made]  # fmt: skip
+        refused = {"left": [job.id for job in left], "refusal": sent.submitted.refusal}
+        out({"schema": 1, "sweep": name, "jobs": jobs, **refused})
+    else:
+        for s in made:
+            runs = sum(map(len, s.tasks))
+            packed = f" in {len(s.tasks)} jobs" if runs > len(s.tasks) else ""
+            click.echo(f"job {s.job}: {runs} run{'s' * (runs != 1)}{packed}")
+    done = sum(row.state in ("done", "diverged") for row in sent.rows)
+    say(f"{name}: {done} finished before, {len(sent.underway)} running or queued already, "
+        f"{sum(len(t) for s in made for t in s.tasks)} submitted now")  # fmt: skip
+    if left:
+        say(f"error: {len(left)} runs were not taken: {sent.submitted.refusal}")
+        say(
+            f"later, for the rest, the same again; meanwhile: python run.py status {name}{at(root)}"
+        )
+        sys.exit(2)
+    say(f"next: python run.py status {name} --watch{at(root)}")
+
+
+def carry_out(
+    record: dict[str, Any], root: Path, workers: int | None, as_json: bool, per_gpu: int = 1
+) -> None:
     """Runs what is missing, then shows and writes the table; exits as the module says."""
     from sweeps import local, manifest
     from sweeps import status as states
 
-    outcome = local.run_manifest(record, root, workers=workers)
+    outcome = local.run_manifest(record, root, workers=workers, workers_per_gpu=per_gpu)
     say("")
     show_table(manifest.path_of(root, record["name"]), root, as_json)
     if outcome.interrupted:
         say(f"stopped; nothing is lost. Go on with: python run.py retry {record['name']}{at(root)}")
         sys.exit(130)
     if outcome.failed:
-        say(states.failures(root, record))
+        say("\n".join(states.failures(states.sweep_status(root, record), root)))
         say(f"next: python run.py retry {record['name']}{at(root)}")
         sys.exit(1)
     say(f"next: python run.py sample {record['name']} --prompt 'Return the'{at(root)}")
@@ -365,6 +475,20 @@ def show_table(path: Path, root: Path, as_json: bool) -> None:
     except UserError as error:  # the table stands without it
         say(f"no figure: {error}")
     say("written: " + "  ".join(str(p) for p in written))
+    say_missing(path.stem, root)
+
+
+def say_missing(name: str, root: Path) -> None:
+    """Which runs the table still lacks, and how they are."""
+    from sweeps import manifest
+    from sweeps import status as states
+
+    rows = states.sweep_status(root, manifest.load(root, name))
+    lacking = [row for row in rows if row.state not in ("done", "diverged")]
+    if lacking:
+        named = [f"{row.label} s{row.seed} {row.state}" for row in lacking[:6]]
+        more = f", and {len(lacking) - 6} more" if len(lacking) > 6 else ""
+        say(f"still missing: {len(lacking)} of {len(rows)} runs ({', '.join(named)}{more})")
 
 
 @cli.command()
@@ -381,21 +505,38 @@ def status(name: str | None, root: Path, as_json: bool, watch: bool) -> None:
 
 @cli.command()
 @sweep_argument
+@cluster_option
 @runs_option
 @workers_option
 @dry_run_option
 @json_option
-def retry(name: str, root: Path, workers: int | None, dry_run: bool, as_json: bool) -> None:
-    """Run the failed and interrupted runs of SWEEP again, from their checkpoints."""
-    from sweeps import manifest
-    from sweeps import status as states
+def retry(
+    name: str,
+    cluster: str | None,
+    root: Path,
+    workers: int | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Run the failed and interrupted runs of SWEEP again, from their checkpoints.
+
+    Those that were submitted are submitted again, with the settings of the last time or CLUSTER's.
+    """
+    from sweeps import cluster as clusters
+    from sweeps import control, manifest
 
     record = manifest.load(root, name)
-    jobs = states.retry(root, record, dry_run=dry_run)
+    rows, file = control.to_retry(root, record)
+    if click.get_current_context().get_parameter_source("cluster") == COMMANDLINE:
+        file = clusters.load(needed(cluster))
     if dry_run:
-        out({"schema": 1, "runs": jobs}) if as_json else click.echo("\n".join(jobs) or "nothing")
-        return
-    carry_out(record, root, workers, as_json)
+        lines = control.described(rows)
+        out({"schema": 1, "runs": lines}) if as_json else click.echo("\n".join(lines) or "nothing")
+    elif file is not None and file.cluster.executor == "slurm":
+        say_sent(control.submit(root, record, file, again=True), record["name"], root, as_json)
+    else:
+        control.free(root, record, rows)
+        carry_out(record, root, workers, as_json)
 
 
 @cli.command()
@@ -404,12 +545,48 @@ def retry(name: str, root: Path, workers: int | None, dry_run: bool, as_json: bo
 @dry_run_option
 @json_option
 def cancel(name: str, root: Path, dry_run: bool, as_json: bool) -> None:
-    """Stop the running runs of SWEEP; each saves a checkpoint first."""
-    from sweeps import manifest
-    from sweeps import status as states
+    """Stop the running runs of SWEEP, each after a checkpoint; take the queued ones back."""
+    from sweeps import control, manifest
 
-    lines = states.cancel(root, manifest.load(root, name), dry_run=dry_run)
+    lines = control.cancel(root, manifest.load(root, name), dry_run=dry_run)
     out({"schema": 1, "cancelled": lines}) if as_json else click.echo("\n".join(lines) or "nothing")
+
+
+@cli.command()
+@sweep_argument
+@click.option("--row", "label", help="The label of its row.")
+@click.option("--seed", type=SEED)
+@click.option("--lines", "-n", type=click.IntRange(min=1), default=40, show_default=True)
+@click.option("--follow", "-f", is_flag=True, help="Go on until the run has ended.")
+@runs_option
+@json_option
+def logs(
+    name: str,
+    label: str | None,
+    seed: int | None,
+    lines: int,
+    follow: bool,
+    root: Path,
+    as_json: bool,
+) -> None:
+    """The end of what one run of SWEEP printed, and of what Slurm printed for it."""
+    from sweeps import logs as logging
+    from sweeps import manifest, queue
+
+    row = logging.chosen(root, manifest.load(root, name), label, seed)
+    found = {path: queue.tail(path, lines) for path in logging.sources(root, row)}
+    if as_json:
+        said = [{"file": str(path), "lines": text} for path, text in found.items()]
+        out({"schema": 1, "run": row.as_json(), "logs": said})
+        return
+    say(f"{row.label} s{row.seed}: {row.state}{f': {row.note}' if row.note else ''}")
+    for path, text in found.items():
+        say(f"── {path}")
+        click.echo("\n".join(text))
+    if not found:
+        say("no log yet")
+    if follow:
+        logging.follow(root, row, lambda text: click.echo(text, nl=False))
 
 
 @cli.command()
@@ -436,6 +613,7 @@ def table(name: str, form: str | None, target: Path | None, root: Path, as_json:
         by_ending = {".md": "md", ".tex": "latex", ".csv": "csv", ".json": "json"}
         form = by_ending.get(target.suffix, "md")
     text = render.RENDERERS[FORMATS[str(form)]](made)
+    say_missing(path.stem, root)
     if target is None:
         click.echo(text, nl=not text.endswith("\n"))
     else:

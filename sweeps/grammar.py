@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import pydantic
 from pydantic import Field
+from pydantic_core import PydanticCustomError
 
 from components.registry import Closed, did_you_mean
 from experiments import loader
@@ -79,15 +81,7 @@ def parse(located: Located) -> SweepFile:
         raise ConfigError(
             f"{located.mark(())}: this is an experiment, not a sweep; a sweep has a base and rows"
         )
-    try:
-        file = SweepFile.model_validate_json(json.dumps(data), strict=True)
-    except pydantic.ValidationError as error:
-        found = sorted(error.errors(), key=lambda e: located.mark(tuple(e["loc"])).order)
-        inner = {e["loc"][:-1] for e in found}  # a list counts as too short where an item is wrong
-        found = [e for e in found if e["type"] != "too_short" or e["loc"] not in inner]
-        raise ConfigError(*dict.fromkeys(_describe(located, e) for e in found)) from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{located.mark(())}: {error}") from None
+    file = check(SweepFile, located)
     lines = [
         f"{located.mark(('seeds', i))}: seeds: {seed} is given twice"
         for i, seed in enumerate(file.seeds)
@@ -124,19 +118,58 @@ def too_many(located: Located, file: SweepFile, rows: int) -> str:
     )
 
 
-def _describe(located: Located, error: Any) -> str:
-    """One error of the sweep's own schema as `file:line:col: dotted: what is wrong`."""
-    path: Path_ = tuple(error["loc"])
-    mark, dotted = located.mark(path), ".".join(map(str, path))
+Schema = TypeVar("Schema", bound=Closed)
+
+
+def check(schema: type[Schema], located: Located) -> Schema:
+    """The mapping of a file against its schema.
+
+    Raises:
+        ConfigError: all that is wrong, one line each, in the order of the file.
+    """
+    try:
+        return schema.model_validate_json(json.dumps(located.data), strict=True)
+    except pydantic.ValidationError as error:
+        found = sorted(error.errors(), key=lambda e: located.mark(tuple(e["loc"])).order)
+        inner = {e["loc"][:-1] for e in found}  # a list counts as too short where an item is wrong
+        found = [e for e in found if e["type"] != "too_short" or e["loc"] not in inner]
+        lines = (_describe(schema, located, e) for e in found)
+        raise ConfigError(*dict.fromkeys(lines)) from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{located.mark(())}: {error}") from None
+
+
+def _describe(schema: type[Closed], located: Located, error: Any) -> str:
+    """One error of such a schema as `file:line:col: dotted: what is wrong`."""
+    path: Path_ = tuple(part for part in error["loc"] if part != "[key]")
     if error["type"] == "extra_forbidden":
-        inner: dict[str, type[Closed]] = {
-            "rows": Row,
-            "ladder": Row,
-            "include": Row,
-            "baseline": Baseline,
-            "tune": Tune,
-        }
-        model: type[Closed] = inner.get(str(path[0]), SweepFile) if path[1:] else SweepFile
-        key = str(path[-1])
-        return f"{mark}: {dotted}: unknown key '{key}'{did_you_mean(key, [*model.model_fields])}"
-    return loader.describe(located, error)
+        known = [*_schema_at(schema, path[:-1]).model_fields]
+        message = f"unknown key '{path[-1]}'{did_you_mean(str(path[-1]), known)}"
+    elif error["type"] == WHOLE:
+        message = error["msg"]
+    else:
+        return loader.describe(located, {**error, "loc": path})
+    return f"{located.mark(path)}: {'.'.join(map(str, path))}: {message}"
+
+
+WHOLE = "whole"  # type of errors whose message says all: no `, got …` follows
+
+
+def wrong(message: str) -> PydanticCustomError:
+    """What a validator of a schema raises for a message of its own."""
+    return PydanticCustomError(WHOLE, "{message}", {"message": message})
+
+
+def _schema_at(schema: type[Closed], path: Path_) -> type[Closed]:
+    """The schema of the mapping at `path`: an index into a list of mappings leads no deeper."""
+    for key in path:
+        if isinstance(key, str):
+            schema = next(_schemas_in(schema.model_fields[key].annotation))
+    return schema
+
+
+def _schemas_in(annotation: Any) -> Iterator[type[Closed]]:
+    if isinstance(annotation, type) and issubclass(annotation, Closed):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _schemas_in(argument)

@@ -13,7 +13,7 @@ import dataclasses
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,7 +24,6 @@ from sweeps import manifest, worker
 from sweeps.machine import Slots, plan_slots
 from sweeps.manifest import Job
 from sweeps.server import Server
-from sweeps.status import cancel_marker
 
 TICK_SECONDS = 0.25
 RECHECK_SECONDS = 1.0  # between looks at runs that other processes work on
@@ -64,7 +63,13 @@ class Outcome:
         return self.stopped or "interrupted" in self.states.values()
 
 
-def run_manifest(record: Mapping[str, Any], root: Path, *, workers: int | None = None) -> Outcome:
+def run_manifest(
+    record: Mapping[str, Any],
+    root: Path,
+    *,
+    workers: int | None = None,
+    workers_per_gpu: int = 1,
+) -> Outcome:
     """Runs what a sweep still lacks, failed runs among it; shows how it goes on stderr.
 
     Raises:
@@ -72,12 +77,17 @@ def run_manifest(record: Mapping[str, Any], root: Path, *, workers: int | None =
     """
     from sweeps import live
 
-    marker = cancel_marker(root, record["name"])
+    marker = manifest.cancel_marker(root, record["name"])
     marker.unlink(missing_ok=True)
     watcher = live.watcher(root)
     try:
         return execute(
-            list(manifest.jobs(record)), root, workers=workers, watcher=watcher, cancelled=marker
+            list(manifest.jobs(record)),
+            root,
+            workers=workers,
+            allotment={"workers_per_gpu": workers_per_gpu},
+            watcher=watcher,
+            cancelled=marker,
         )
     finally:
         watcher.close()
@@ -90,26 +100,36 @@ def execute(
     workers: int | None = None,
     watcher: Watcher | None = None,
     cancelled: Path | None = None,
+    allotment: Mapping[str, Any] | None = None,
+    asked: list[int] | None = None,
+    waits_for: Callable[[Job], bool] = lambda job: True,
     target: str = TARGET,
     preload: Sequence[str] = PRELOAD,
 ) -> Outcome:
     """Runs every job without a result; a failing one stops no other.
 
     Ctrl-C (or SIGTERM, or the file `cancelled`) stops it: running runs save a checkpoint and end.
-    A second Ctrl-C kills them. A run that another process works on is waited for.
+    A second Ctrl-C kills them.
+
+    Args:
+        allotment: more for `plan_slots`: cores granted, runs on one GPU.
+        asked: signals caught by the caller, who then handles them; none of them kills.
+        waits_for: whether to wait for a run that another process works on, or to leave it alone.
     """
     states = {job.id: Run(root, job.id).state for job in jobs}
     missing = [job for job in jobs if states[job.id] not in FINISHED]
     if not missing:
         return Outcome(states)
-    slots = plan_slots(missing, workers)
+    slots = plan_slots(missing, workers, **(allotment or {}))
     if watcher is not None:
         watcher.begin(missing, len(jobs) - len(missing), slots)
     settings = worker.Settings(str(root.resolve()), target, tuple(preload))
-    with stop_requests() as asked, Server(settings) as server:
-        execution = Execution(root, missing, slots, server, watcher, states)
+    own = stop_requests() if asked is None else contextlib.nullcontext(asked)
+    with own as heard, Server(settings) as server:
+        execution = Execution(root, missing, slots, server, watcher, states, waits_for)
+        execution.gently = asked is not None
         while execution.unfinished:
-            execution.stop(len(asked) or int(cancelled is not None and cancelled.exists()))
+            execution.stop(len(heard) or int(cancelled is not None and cancelled.exists()))
             execution.recheck()
             execution.fill()
             execution.listen(TICK_SECONDS)
@@ -127,8 +147,10 @@ class Execution:
         server: Server,
         watcher: Watcher | None,
         states: dict[str, str],
+        waits_for: Callable[[Job], bool],
     ) -> None:
         self.root, self.server, self.watcher, self.states = root, server, watcher, states
+        self.waits_for = waits_for
         self.threads = slots.threads
         self.todo = deque(jobs)
         self.free = deque(slots.devices)
@@ -136,6 +158,7 @@ class Execution:
         self.elsewhere: list[Job] = []  # other processes work on these
         self.recheck_at = 0.0
         self.stops = 0
+        self.gently = False  # however often it is asked to stop, runs save first
 
     @property
     def unfinished(self) -> bool:
@@ -143,6 +166,7 @@ class Execution:
 
     def stop(self, asked: int) -> None:
         """Asked once: no new runs, and the running ones save and end. Asked again: at once."""
+        asked = min(asked, 1) if self.gently else asked
         self.todo, self.elsewhere = (deque(), []) if asked else (self.todo, self.elsewhere)
         if asked <= self.stops or self.stops >= 2:
             return
@@ -151,7 +175,8 @@ class Execution:
         if self.watcher and self.running and asked == 1:
             count = len(self.running)
             what = "the running run saves" if count == 1 else f"{count} running runs save"
-            self.watcher.say(f"stopping: {what} a checkpoint first (again: at once)")
+            again = "" if self.gently else " (again: at once)"
+            self.watcher.say(f"stopping: {what} a checkpoint first{again}")
 
     def fill(self) -> None:
         """Starts runs in the free slots."""
@@ -204,6 +229,9 @@ class Execution:
             self.watcher.ended(job, state)
 
     def wait_for(self, job: Job) -> None:
+        if not self.waits_for(job):
+            self.settle(job, "running")
+            return
         self.elsewhere.append(job)
         if self.watcher:
             self.watcher.waiting(job)

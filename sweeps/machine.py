@@ -29,16 +29,22 @@ class Slots:
         return len(self.devices)
 
 
-def plan_slots(jobs: Sequence[Job], workers: int | None = None) -> Slots:
+def plan_slots(
+    jobs: Sequence[Job],
+    workers: int | None = None,
+    workers_per_gpu: int = 1,
+    cores: int | None = None,
+) -> Slots:
     """One place per GPU, or per core where there is none; cores are divided among the places.
 
-    Experiments that set `execution.threads` get as few places as have that many cores.
+    Experiments that set `execution.threads` get as few places as have that many cores. `cores` is
+    what an allocation grants, which a process can't always see.
     """
-    cores = usable_cores()
+    cores = cores or usable_cores()
     settings = [job.experiment.get("execution", {}) for job in jobs]
     gpus = visible_gpus() if any(s.get("device") != "cpu" for s in settings) else []
     own = max((s.get("threads") or 1 for s in settings), default=1)
-    count = workers or (len(gpus) if gpus else max(1, cores // own))
+    count = workers or (len(gpus) * workers_per_gpu if gpus else max(1, cores // own))
     count = max(1, min(count, len(jobs)))
     devices = [gpus[i % len(gpus)] if gpus else None for i in range(count)]
     return Slots(tuple(devices), max(1, cores // count))

@@ -81,6 +81,11 @@ def path_of(root: Path, name: str) -> Path:
     return root / "sweeps" / f"{name}.json"
 
 
+def cancel_marker(root: Path, name: str) -> Path:
+    """While this file is there, no executor on any host starts or goes on with the sweep's runs."""
+    return root / "sweeps" / f"{name}.cancelled"
+
+
 def write(root: Path, data: Mapping[str, Any]) -> Path:
     """Writes the manifest atomically; returns its path.
 

@@ -85,6 +85,7 @@ class Server:
             stderr=self.errors,
             pass_fds=[theirs.fileno()],
             start_new_session=True,
+            preexec_fn=ignore_warnings,
         )
         theirs.close()
         self.lines = Lines(ours)
@@ -121,6 +122,11 @@ class Server:
             why = cause(code) if code < 0 else said or f"code {code}"
             raise UserError(f"the process that starts runs has ended ({why}); run the same again")
         return messages
+
+
+def ignore_warnings() -> None:
+    """Slurm sends its warning to every process of a job; the scheduler alone acts on it."""
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 
 # --- in the forking process ---------------------------------------------------------------------

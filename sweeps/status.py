@@ -1,38 +1,44 @@
-"""Where runs stand, read from their directories alone; and stopping or freeing them.
+"""Where runs stand: from their directories and, where they were submitted, from Slurm.
 
-    manifest + run directories ─ sweep_status ─ rows ─ render (terminal) or as_json
+    manifest + run directories + queue.view ─ sweep_status ─ rows ─ render (terminal) or as_json
 
-A run works while its lock is held, which the kernel lets go with its process. A running.json
-without a lock is what a killed process left behind: the run is interrupted and can go on.
-Nothing here imports torch.
+A result is the last word. A run works while its lock is held, which the kernel lets go with its
+process. A running.json without a lock is what a killed process left behind: the run is interrupted
+and can go on. For a run in Slurm's hands, Slurm tells what the directory can't: that it waits, or
+how its job ended. Where Slurm no longer knows the job and the run gives no sign, it is `stale`:
+nobody here knows better. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import signal
-import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.registry import UserError
-from experiments.record import FINISHED, Run, all_ids, last_row, read_json, write_atomically
-from sweeps import manifest
+from experiments.record import FINISHED, Run, all_ids, last_row, read_json
+from sweeps import manifest, queue
+from sweeps.queue import Answer, Element, Place, View
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 SCHEMA = 1
-STATES = ("done", "diverged", "running", "interrupted", "failed", "pending")
+STATES = (*("done", "diverged", "running", "queued", "interrupted", "failed", "stale", "pending"),)
 STYLES = {"done": "green", "diverged": "yellow", "running": "cyan", "failed": "red"}
+STYLES |= {"stale": "magenta"}
 SILENT_SECONDS = 300.0  # a running run refreshes its record every few seconds
+ASK_SECONDS = 15.0  # a site's scheduler is asked no more often, however often the screen is drawn
+LOG_LINES = 5
+MOST_ROWS = 100
+ATTENTION = ("running", "interrupted", "failed", "stale")
+LEFT = 75  # exit code of a process whose runs saved and stopped (worker.INTERRUPTED)
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,9 @@ class Row:
     """How far one run is; None where that is not known.
 
     Attributes:
-        note: why it failed, diverged or was cut off, in one line.
+        job: the Slurm job that it was last submitted in.
+        note: why it waits, failed, diverged or was cut off, in one line.
+        log: the last lines of its log, if it failed or nobody knows how it is.
     """
 
     id: str
@@ -57,47 +65,125 @@ class Row:
     seconds_left: float | None = None
     pid: int | None = None
     host: str | None = None
+    job: str | None = None
     note: str | None = None
+    log: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         names = {"train_loss": "train/loss", "val_loss": "val/loss"}
         return {names.get(k, k): v for k, v in vars(self).items()}
 
 
-def sweep_status(root: Path, record: Mapping[str, Any]) -> list[Row]:
+def sweep_status(root: Path, record: Mapping[str, Any], view: View | None = None) -> list[Row]:
     """A row for each run of a manifest, in the order in which they are run."""
-    return [read(root, job, record["name"]) for job in manifest.jobs(record)]
+    jobs = list(manifest.jobs(record))
+    view = view or unfinished(root, [job.id for job in jobs])
+    return [read(root, job, record["name"], view) for job in jobs]
 
 
-def all_status(root: Path) -> list[Row]:
+def all_status(root: Path, view: View | None = None) -> list[Row]:
     """A row for each run of every sweep, and for each run that belongs to none."""
+    records = manifest.all_of(root)[0]
+    ids = all_ids(root)
+    submitted = [job.id for record in records for job in manifest.jobs(record)]
+    view = view or unfinished(root, [*ids, *submitted])
     rows: dict[str, Row] = {}
-    for record in manifest.all_of(root)[0]:
-        for row in sweep_status(root, record):
+    for record in records:
+        for row in sweep_status(root, record, view):
             rows.setdefault(row.id, row)
-    for id in all_ids(root):
+    for id in ids:
         if id not in rows:
             seed = id.rpartition("-s")[2]
             number = int(seed) if seed.isdecimal() else 0
-            rows[id] = read(root, manifest.Job(id, number, "", {}), None)
+            rows[id] = read(root, manifest.Job(id, number, "", {}), None, view)
     return list(rows.values())
 
 
-def read(root: Path, job: manifest.Job, sweep: str | None) -> Row:
+def unfinished(root: Path, ids: Iterable[str]) -> View:
+    """What Slurm says of those of these runs that have no result."""
+    return queue.view(root, {id for id in ids if not (root / id / "result.json").exists()})
+
+
+def read(root: Path, job: manifest.Job, sweep: str | None, view: View | None = None) -> Row:
     """One run's row. A damaged record is told in its note: one run hides no other."""
     run = Run(root, job.id)
+    place = view.places.get(job.id) if view else None
+    number: str | None = None
     try:
-        state, known = run.state, {}
+        state, note = run.state, None
+        if view and place and (array := view.answer.job(place.submission)):
+            number = place.element(array)
+        if view and place and state not in FINISHED:
+            state, note = in_queue(run, state, place, view.answer)
+        known: dict[str, Any] = {}
         if state in FINISHED:
             known = finished(read_json(run / "result.json"))
         elif state == "running":
             known = running(run.live())
         elif state != "pending":
             known = stopped(run, state)
+        known["note"] = note or known.get("note")
     except (UserError, ValueError, TypeError) as error:
         state, known = "failed", {"note": str(error)}
     known.setdefault("steps", planned_steps(job.experiment))
-    return Row(job.id, state, job.label or None, job.seed, sweep, **known)
+    if state in ("failed", "stale"):
+        slurm = (
+            queue.tail(place.log(number.partition("_")[0]), LOG_LINES) if number and place else []
+        )
+        known["log"] = tuple(queue.tail(run / "log.txt", LOG_LINES) or slurm)
+    return Row(job.id, state, job.label or None, job.seed, sweep, job=number, **known)
+
+
+def in_queue(run: Run, state: str, place: Place, answer: Answer) -> tuple[str, str | None]:
+    """The state of an unfinished run that was submitted to Slurm, and a note to it."""
+    element, array = answer.of(place), answer.job(place.submission)
+    live = run.live()
+    if element is None and array is not None:
+        element = queue.last_words(place, array)
+    if element is None:
+        never = array is None and answer.silence is None  # its submission did not reach Slurm
+        if state in ("running", "failed") or never or (state == "interrupted" and not live):
+            return state, None  # what a run leaves behind when it ends in good order
+        if manifest.cancel_marker(run.root, place.submission.sweep).exists():
+            return state, None
+        if live and time.time() - live.get("updated", 0) < SILENT_SECONDS:
+            return "running", None
+        job = f"job {place.element(array)}" if array else "its job"
+        return "stale", answer.silence or f"{job} is no longer in the queue and left no result"
+    if element.waiting:
+        return "queued", " ".join(filter(None, (f"job {element.job}:", waits_for(element))))
+    if element.state == "COMPLETING":
+        return "running", f"job {element.job} is ending"
+    if element.active:
+        old = place.submission.time
+        if state == "failed" and (run / "failure.json").stat().st_mtime > old:
+            return state, None  # the others of its pack go on
+        alive = live.get("job") == element.job and live.get("updated", 0) > old
+        if state == "running" or alive:
+            return "running", None
+        what = "starting" if len(place.submission.tasks[place.index]) == 1 else "not begun"
+        return "queued", f"job {element.job} on {element.nodes}: {what}"
+    if state == "running" or element.state == "COMPLETED":
+        return state, None
+    if state == "failed" and element.state != "OUT_OF_MEMORY":
+        return state, None  # its process could say why itself
+    if element.code.startswith(f"{LEFT}:"):
+        return state, None  # it saved and left when it was asked to
+    cancelled = element.state in ("CANCELLED", "PREEMPTED", "REVOKED")
+    return "interrupted" if cancelled else "failed", queue.cause(element, place.submission)
+
+
+def slurm_log(place: Place | None, number: str | None) -> list[str]:
+    """The end of what Slurm printed for a run that came to print nothing itself."""
+    return queue.tail(place.log(number.partition("_")[0]), LOG_LINES) if place and number else []
+
+
+def waits_for(element: Element) -> str:
+    """Slurm's reason in words that a person reads."""
+    why = element.why.strip("()")
+    if "held" in why.lower():
+        return f"held ({why}); free it with: scontrol release {element.job}"
+    return "" if why in ("None", "") else why
 
 
 def finished(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,7 +209,7 @@ def running(live: Mapping[str, Any]) -> dict[str, Any]:
 def stopped(run: Run, state: str) -> dict[str, Any]:
     last = last_row(run / "metrics.jsonl") or {}
     note = None
-    if state == "failed":
+    if state == "failed" and (run / "failure.json").exists():
         note = str(read_json(run / "failure.json").get("error"))
     elif live := run.live():
         note = f"cut off: process {live.get('pid')} on {live.get('host')} is gone"
@@ -155,11 +241,19 @@ def as_json(rows: Sequence[Row], name: str | None = None) -> dict[str, Any]:
 
 
 def render(rows: Sequence[Row], title: str | None = None) -> Table:
-    """The rows for a terminal."""
+    """The rows for a terminal; of very many, those that somebody may have to look after."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    caption = None
+    if len(rows) > MOST_ROWS:
+        every = len(rows)
+        rows = [row for row in rows if row.state in ATTENTION][:MOST_ROWS]
+        caption = f"… and {every - len(rows)} more; all of them: --json"
+    table = Table(
+        title=title, title_justify="left", caption=caption, caption_justify="left", box=None,
+        header_style="bold", pad_edge=False,
+    )  # fmt: skip
     sweeps = {row.sweep for row in rows}
     if len(sweeps) > 1:
         table.add_column("sweep", no_wrap=True)
@@ -206,13 +300,17 @@ def duration(seconds: float | None) -> str:
     return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
 
 
-def failures(root: Path, record: Mapping[str, Any]) -> str:
-    """A line for each failed run of a sweep: why, and where its log is."""
-    return "\n".join(
-        f"failed: {row.label} s{row.seed}: {row.note}  ({Run(root, row.id) / 'log.txt'})"
-        for row in sweep_status(root, record)
-        if row.state == "failed"
-    )
+def failures(rows: Sequence[Row], root: Path) -> list[str]:
+    """Why each failed run failed, where its log is, and the log's last lines."""
+    lines: list[str] = []
+    for row in rows:
+        if row.state in ("failed", "stale"):
+            if len(lines) > MOST_ROWS:
+                return [*lines, "… and more: --json has them all"]
+            who = row.id if row.label is None else f"{row.label} s{row.seed}"
+            lines.append(f"{row.state}: {who}: {row.note}  ({Run(root, row.id) / 'log.txt'})")
+            lines += [f"    {line[:200]}" for line in row.log]
+    return lines
 
 
 def command(root: Path, name: str | None, *, as_json: bool = False, watch: bool = False) -> None:
@@ -221,9 +319,15 @@ def command(root: Path, name: str | None, *, as_json: bool = False, watch: bool 
 
     record = manifest.load(root, name) if name is not None else None
     title = record["name"] if record else None
+    asked: list[tuple[float, View]] = []
 
     def look() -> list[Row]:
-        return sweep_status(root, record) if record else all_status(root)
+        ids = [job.id for job in manifest.jobs(record)] if record else None
+        if not asked or time.monotonic() - asked[-1][0] > ASK_SECONDS:
+            view = unfinished(root, ids if ids is not None else queue.places(root))
+            asked[:] = [(time.monotonic(), view)]
+        view = asked[-1][1]
+        return sweep_status(root, record, view) if record else all_status(root, view)
 
     def shown(rows: Sequence[Row]) -> Table:
         return render(rows, f"{title or root}: {summary(rows)}")
@@ -235,10 +339,17 @@ def command(root: Path, name: str | None, *, as_json: bool = False, watch: bool 
     console = Console(width=None if tty else 120)
     if watch:
         rows = follow(look, shown, console if tty and not as_json else None)
+    silence = asked[-1][1].answer.silence
     if as_json:
-        print(json.dumps(globals()["as_json"](rows, title), indent=1, ensure_ascii=False))
-    elif not (watch and tty):
+        data = globals()["as_json"](rows, title) | {"silence": silence}
+        print(json.dumps(data, indent=1, ensure_ascii=False))
+        return
+    if not (watch and tty):
         console.print(shown(rows))
+    if silence:
+        print(f"Slurm gives no answer: {silence}", file=sys.stderr)
+    for line in failures(rows, root):
+        print(line)
 
 
 def follow(look: Any, shown: Any, console: Any) -> list[Row]:
@@ -249,7 +360,7 @@ def follow(look: Any, shown: Any, console: Any) -> list[Row]:
         while True:
             rows = look()
             yield rows
-            if not any(row.state in ("running", "pending") for row in rows):
+            if not any(row.state in ("running", "queued", "pending") for row in rows):
                 return
             time.sleep(1.0)
 
@@ -260,65 +371,3 @@ def follow(look: Any, shown: Any, console: Any) -> list[Row]:
         for rows in looks():
             live.update(shown(rows), refresh=True)
     return rows
-
-
-# --- stopping and freeing ------------------------------------------------------------------------
-
-
-def cancel_marker(root: Path, name: str) -> Path:
-    """While this file is there, no executor on any host starts or goes on with the sweep's runs."""
-    return root / "sweeps" / f"{name}.cancelled"
-
-
-def cancel(root: Path, record: Mapping[str, Any], *, dry_run: bool = False) -> list[str]:
-    """Stops a sweep: asks its running runs to save and end, and lets no more start.
-
-    Returns:
-        What was done (or would be), a line for each run and one for those that wait.
-    """
-    rows = [row for row in sweep_status(root, record) if row.state not in FINISHED]
-    waiting = sum(row.state != "running" for row in rows)
-    lines = []
-    if rows and not dry_run:
-        write_atomically(cancel_marker(root, record["name"]), "")
-    for row in rows:
-        if row.state != "running":
-            continue
-        run, who = Run(root, row.id), f"{row.label} s{row.seed} ({row.id})"
-        here = row.host == socket.gethostname()
-        if here and row.pid is not None and holds(row.pid, run):
-            if not dry_run:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(row.pid, signal.SIGTERM)
-            lines.append(f"{who}: process {row.pid} saves a checkpoint and stops")
-        elif row.host is None or here:
-            lines.append(f"{who}: starting; its sweep stops it")
-        else:
-            lines.append(f"{who}: on {row.host}, process {row.pid}: its sweep there stops it")
-    if waiting:
-        lines.append(f"{record['name']}: {waiting} more not started, until it is run again")
-    return lines
-
-
-def holds(pid: int, run: Run) -> bool:
-    """Whether this process has the run's lock file open: its number may be another's by now."""
-    import psutil
-
-    lock = str((run / "lock").resolve())
-    try:
-        return any(file.path == lock for file in psutil.Process(pid).open_files())
-    except psutil.Error:
-        return False
-
-
-def retry(root: Path, record: Mapping[str, Any], *, dry_run: bool = False) -> list[str]:
-    """Frees the failed and interrupted runs of a sweep to be run again; a line for each."""
-    rows = [r for r in sweep_status(root, record) if r.state in ("failed", "interrupted")]
-    if not dry_run:
-        cancel_marker(root, record["name"]).unlink(missing_ok=True)
-        for row in rows:
-            (Run(root, row.id) / "failure.json").unlink(missing_ok=True)
-    return [
-        f"{row.id}  {row.label} s{row.seed}  {row.state}{f': {row.note}' if row.note else ''}"
-        for row in rows
-    ]

@@ -12,12 +12,14 @@ import faulthandler
 import importlib
 import os
 import signal
+import socket
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from experiments.record import SCHEMA, Interrupted, Locked, Run, UserError, write_json
 from sweeps import manifest
@@ -41,8 +43,8 @@ class Settings:
     preload: tuple[str, ...]
 
 
-def train_run(job: manifest.Job, root: Path) -> None:
-    """Trains a job's run to its end, or goes on with it."""
+def train_run(job: manifest.Job, root: Path, **how: Any) -> None:
+    """Trains a job's run to its end, or goes on with it; `how` is for `trainer.train`."""
     from experiments.loader import run_id
 
     experiment = manifest.experiment(job)
@@ -53,7 +55,7 @@ def train_run(job: manifest.Job, root: Path) -> None:
         )
     from experiments.trainer import train
 
-    train(experiment, job.seed, root, progress="log")
+    train(experiment, job.seed, root, progress="log", **how)
 
 
 def work(
@@ -61,28 +63,39 @@ def work(
 ) -> NoReturn:
     """One run from fork to exit; says by its exit code and failure.json how it ended."""
     run = Run(Path(settings.root), job.id)
-    code = FAILED
-    try:
+
+    def carry_out() -> None:
         prepare(run, threads, device, server)
         module, _, function = settings.target.partition(":")
         getattr(importlib.import_module(module), function)(job, run.root)
-        code = DONE
+
+    leave(attempt(run, carry_out))
+
+
+def attempt(run: Run, carry_out: Callable[[], None]) -> int:
+    """Calls it and says how it ended: an exit code, and failure.json where it failed."""
+    try:
+        carry_out()
     except Locked:
-        code = ELSEWHERE
+        return ELSEWHERE
     except Interrupted as error:
         print(error, file=sys.stderr)
-        code = INTERRUPTED
+        return INTERRUPTED
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        code = fail(run, str(error))
+        return fail(run, str(error))
     except BaseException as error:
         traceback.print_exc()
-        code = fail(run, f"{type(error).__name__}: {error}")
-    finally:
-        with contextlib.suppress(Exception):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
+        return fail(run, f"{type(error).__name__}: {error}")
+    return DONE
+
+
+def leave(code: int) -> NoReturn:
+    """Ends this process without waiting for threads or other processes."""
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def prepare(run: Run, threads: int, device: str | None, server: int) -> None:
@@ -94,20 +107,26 @@ def prepare(run: Run, threads: int, device: str | None, server: int) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != server:  # it went in between
             os._exit(INTERRUPTED)
-    run.folder.mkdir(parents=True, exist_ok=True)
-    log = os.open(run / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    for source, target in ((nothing, 0), (log, 1), (log, 2)):
-        os.dup2(source, target)
-    faulthandler.enable(2)
-    print(f"── {time.strftime('%Y-%m-%d %H:%M:%S')}  process {os.getpid()}, threads {threads}"
-          + (f", GPU {device}" if device else ""), flush=True)  # fmt: skip
+    log_to(run, f"threads {threads}" + (f", GPU {device}" if device else ""))
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(threads)
     if (torch := sys.modules.get("torch")) is not None:
         torch.set_num_threads(threads)
+
+
+def log_to(run: Run, what: str) -> None:
+    """Sends all that this process prints to the run's log.txt, under a line that says who it is."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    log = os.open(run / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((nothing, 0), (log, 1), (log, 2)):
+        os.dup2(source, target)
+    faulthandler.enable(2)
+    where = f" on {socket.gethostname()}" if "SLURM_JOB_ID" in os.environ else ""
+    began = time.strftime("%Y-%m-%d %H:%M:%S")
+    print(f"── {began}  process {os.getpid()}{where}, {what}", flush=True)
 
 
 def fail(run: Run, error: str) -> int:

@@ -111,7 +111,7 @@ def test_every_command_that_reads_has_json_and_every_one_that_works_a_dry_run() 
     }
     assert [name for name in options if "--json" not in options[name]] == []
     assert {name for name in options if "--dry-run" in options[name]} == {
-        "train", "sweep", "retry", "cancel",
+        "train", "sweep", "submit", "retry", "cancel",
     }  # fmt: skip
 
 

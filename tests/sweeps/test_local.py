@@ -20,7 +20,7 @@ import pytest
 from components.registry import UserError
 from experiments import loader
 from experiments.record import Run, read_json, read_rows
-from sweeps import live, local, machine, manifest, status
+from sweeps import control, live, local, machine, manifest
 from sweeps.manifest import Job
 
 HERE = Path(__file__).parent
@@ -233,7 +233,7 @@ def test_cancel_stops_the_running_runs_and_starts_no_more(driver: Callable[..., 
         {"label": label, "runs": {"0": job.id}, "experiment": job.experiment}
         for label, job in experiments.items()
     ]
-    lines = status.cancel(one.root, {"name": "fake", "seeds": [0], "rows": rows})
+    lines = control.cancel(one.root, {"name": "fake", "seeds": [0], "rows": rows})
     assert "saves a checkpoint and stops" in lines[0]
     assert "1 more" in lines[2]
     assert one.process.wait() == 130
@@ -330,7 +330,7 @@ def test_real_runs_train_side_by_side_to_the_same_records_as_one_alone(
     record = {"name": "tiny", "seeds": [0, 1], "rows": rows}
     root = tmp_path / "runs"
     outcome = local.run_manifest(record, root)
-    assert set(outcome.states.values()) == {"done"}, status.failures(root, record)
+    assert set(outcome.states.values()) == {"done"}, outcome.states
     alone = train(experiment, 1, tmp_path / "alone", progress="none")
     for name in ("metrics.jsonl", "experiment.yaml"):
         ours, theirs = (Run(r, alone["id"]) / name for r in (root, tmp_path / "alone"))

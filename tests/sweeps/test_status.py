@@ -16,7 +16,7 @@ import pytest
 
 from components.registry import UserError
 from experiments.record import Run, append_rows, write_json
-from sweeps import manifest, status
+from sweeps import control, manifest, status
 
 EXPERIMENT = {"training": {"tokens": 100, "seq_len": 5, "global_batch_size": 2}}
 HOLD = """
@@ -177,15 +177,15 @@ def test_cancel_asks_the_process_that_holds_the_run(
 ) -> None:
     record = sweep("a-s0", "b-s0")
     holder = hold(Run(tmp_path, "a-s0"))
-    dry = status.cancel(tmp_path, record, dry_run=True)
+    dry = control.cancel(tmp_path, record, dry_run=True)
     assert holder.poll() is None
-    assert not status.cancel_marker(tmp_path, "demo").exists()
-    lines = status.cancel(tmp_path, record)
+    assert not manifest.cancel_marker(tmp_path, "demo").exists()
+    lines = control.cancel(tmp_path, record)
     assert lines == dry
     assert f"process {holder.pid} saves a checkpoint and stops" in lines[0]
     assert lines[1] == "demo: 1 more not started, until it is run again"
     assert holder.wait() == 0
-    assert status.cancel_marker(tmp_path, "demo").exists()
+    assert manifest.cancel_marker(tmp_path, "demo").exists()
 
 
 def test_cancel_never_signals_a_process_whose_number_was_passed_on(
@@ -198,7 +198,7 @@ def test_cancel_never_signals_a_process_whose_number_was_passed_on(
     signalled: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "kill", lambda pid, number: signalled.append(pid))
-        assert status.cancel(tmp_path, sweep("a-s0")) == [
+        assert control.cancel(tmp_path, sweep("a-s0")) == [
             "row 0 s0 (a-s0): starting; its sweep stops it"
         ]
     assert signalled == []
@@ -211,15 +211,15 @@ def test_cancel_names_runs_on_other_hosts(
     signalled: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "kill", lambda pid, number: signalled.append(pid))
-        (line,) = status.cancel(tmp_path, sweep("a-s0"))
+        (line,) = control.cancel(tmp_path, sweep("a-s0"))
     assert f"on node7, process {holder.pid}" in line
     assert signalled == []
 
 
 def test_cancel_of_a_finished_sweep_does_nothing(tmp_path: Path) -> None:
     write_json(Run(tmp_path, "a-s0") / "result.json", {"status": "done"})
-    assert status.cancel(tmp_path, sweep("a-s0")) == []
-    assert not status.cancel_marker(tmp_path, "demo").exists()
+    assert control.cancel(tmp_path, sweep("a-s0")) == []
+    assert not manifest.cancel_marker(tmp_path, "demo").exists()
 
 
 def test_retry_frees_failed_and_interrupted_runs_and_the_sweep(tmp_path: Path) -> None:
@@ -228,14 +228,17 @@ def test_retry_frees_failed_and_interrupted_runs_and_the_sweep(tmp_path: Path) -
     begin(cut)
     write_json(failed / "failure.json", {"error": "out of luck"})
     record = sweep("a-s0", "b-s0", "c-s0")
-    status.cancel(tmp_path, record)
-    assert "row 0 s0: out of luck" in status.failures(tmp_path, record)
+    control.cancel(tmp_path, record)
+    rows = status.sweep_status(tmp_path, record)
+    assert "row 0 s0: out of luck" in status.failures(rows, tmp_path)[0]
     expected = ["a-s0  row 0 s0  failed: out of luck", "b-s0  row 1 s0  interrupted"]
-    assert status.retry(tmp_path, record, dry_run=True) == expected
+    found, cluster = control.to_retry(tmp_path, record)
+    assert control.described(found) == expected
+    assert cluster is None
     assert failed.state == "failed"
-    assert status.retry(tmp_path, record) == expected
+    control.free(tmp_path, record, found)
     assert failed.state == "interrupted"
-    assert not status.cancel_marker(tmp_path, "demo").exists()
+    assert not manifest.cancel_marker(tmp_path, "demo").exists()
 
 
 def test_an_unknown_sweep_is_a_plain_error(tmp_path: Path) -> None:

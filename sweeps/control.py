@@ -1,0 +1,179 @@
+"""Submitting, stopping and freeing the runs of a sweep, wherever they run.
+
+A run that is done, running or queued is left alone by all of these, whoever submitted it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from components.registry import UserError
+from experiments.record import FINISHED, Run, write_atomically
+from sweeps import manifest, queue, slurm, status
+from sweeps.cluster import Cluster, ClusterFile
+from sweeps.status import Row
+
+UNDERWAY = (*FINISHED, "running", "queued")
+FREED = ("failed", "interrupted", "stale")  # what `retry` takes up
+CONFIRM_SECONDS = 2.0
+IDS_AT_ONCE = 500
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What a submission came to: rows as they stood before, and what Slurm took of them."""
+
+    rows: Sequence[Row]
+    submitted: slurm.Submitted
+
+    @property
+    def underway(self) -> list[Row]:
+        return [row for row in self.rows if row.state in ("running", "queued")]
+
+
+def submit(root: Path, record: Mapping[str, Any], file: ClusterFile, again: bool = False) -> Sent:
+    """Submits what a sweep lacks and nobody works on or has queued.
+
+    Args:
+        again: only those that failed or were cut off, not those never begun.
+
+    Raises:
+        UserError: Slurm gives no answer, or takes none of them; in its own words.
+    """
+    with queue.lock(root):
+        rows = certain(root, record)
+        wanted = {r.id for r in rows if (r.state in FREED if again else r.state not in UNDERWAY)}
+        jobs = [job for job in manifest.jobs(record) if job.id in wanted]
+        if not jobs:
+            return Sent(rows, slurm.Submitted(()))
+        manifest.cancel_marker(root, record["name"]).unlink(missing_ok=True)
+        return Sent(rows, slurm.submit(root, record["name"], jobs, file))
+
+
+def lacking(root: Path, record: Mapping[str, Any]) -> list[manifest.Job]:
+    """The runs that `submit` would submit now; without Slurm, those that have no result."""
+    rows = {row.id: row.state for row in status.sweep_status(root, record)}
+    return [job for job in manifest.jobs(record) if rows[job.id] not in UNDERWAY]
+
+
+def certain(root: Path, record: Mapping[str, Any]) -> list[Row]:
+    """The rows of a sweep once Slurm's answer is sure: a job is not lost for one silent look.
+
+    Raises:
+        UserError: Slurm gives no answer.
+    """
+    ids = [job.id for job in manifest.jobs(record)]
+    rows: list[Row] = []
+    for attempt in range(2):
+        view = status.unfinished(root, ids)
+        if view.answer.silence:
+            raise UserError(
+                f"Slurm gives no answer, so nobody knows what is queued: {view.answer.silence}"
+            )
+        rows = status.sweep_status(root, record, view)
+        if attempt or all(row.state != "stale" for row in rows):
+            break
+        time.sleep(CONFIRM_SECONDS)
+    return rows
+
+
+def cancel(root: Path, record: Mapping[str, Any], *, dry_run: bool = False) -> list[str]:
+    """Stops a sweep: its running runs save and end, those that wait leave the queue.
+
+    Returns:
+        What was done (or would be), a line for each run and one for those not begun.
+    """
+    with queue.lock(root) if queue.folder(root).is_dir() else contextlib.nullcontext():
+        view = status.unfinished(root, [job.id for job in manifest.jobs(record)])
+        rows = [r for r in status.sweep_status(root, record, view) if r.state not in FINISHED]
+        if rows and not dry_run:
+            write_atomically(manifest.cancel_marker(root, record["name"]), "")
+        lines: list[str] = []
+        queued: set[str] = set()
+        for row in rows:
+            place = view.places.get(row.id)
+            element = view.answer.of(place) if place else None
+            if row.state not in ("running", "queued"):
+                continue
+            if place is None or element is None or element.ended:
+                if row.state == "running":
+                    lines.append(f"{who(row)}: {stop_here(Run(root, row.id), row, dry_run)}")
+            elif place.submission.sweep != record["name"]:
+                other = place.submission.sweep
+                lines.append(f"{who(row)}: job {row.job} is of the sweep {other}: left alone")
+            elif element.waiting:
+                queued.add(element.job)
+                lines.append(f"{who(row)}: job {row.job} leaves the queue")
+            else:  # it looks for the marker by itself, and saves for as long as that takes
+                lines.append(f"{who(row)}: job {row.job} saves a checkpoint and stops")
+        for start in range(0, 0 if dry_run else len(queued), IDS_AT_ONCE):
+            queue.ask("scancel", *sorted(queued)[start : start + IDS_AT_ONCE])
+    waiting = sum(row.state not in ("running", "queued") for row in rows)
+    if waiting:
+        lines.append(f"{record['name']}: {waiting} more not started, until it is run again")
+    if view.answer.silence:
+        lines.append(f"Slurm gives no answer, its jobs were not cancelled: {view.answer.silence}")
+    return lines
+
+
+def who(row: Row) -> str:
+    return f"{row.label} s{row.seed} ({row.id})"
+
+
+def stop_here(run: Run, row: Row, dry_run: bool) -> str:
+    """Asks the process of a run to save and end, if it is on this machine."""
+    here = row.host == socket.gethostname()
+    if here and row.pid is not None and holds(row.pid, run):
+        if not dry_run:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(row.pid, signal.SIGTERM)
+        return f"process {row.pid} saves a checkpoint and stops"
+    if row.host is None or here:
+        return "starting; its sweep stops it"
+    return f"on {row.host}, process {row.pid}: its sweep there stops it"
+
+
+def holds(pid: int, run: Run) -> bool:
+    """Whether this process has the run's lock file open: its number may be another's by now."""
+    import psutil
+
+    lock = str((run / "lock").resolve())
+    try:
+        return any(file.path == lock for file in psutil.Process(pid).open_files())
+    except psutil.Error:
+        return False
+
+
+def to_retry(root: Path, record: Mapping[str, Any]) -> tuple[list[Row], ClusterFile | None]:
+    """The runs that failed or were cut off, and the cluster that they were last submitted to."""
+    view = status.unfinished(root, [job.id for job in manifest.jobs(record)])
+    rows = [r for r in status.sweep_status(root, record, view) if r.state in FREED]
+    places = [view.places[row.id] for row in rows if row.id in view.places]
+    if not places:
+        return rows, None
+    newest = max((place.submission for place in places), key=lambda s: s.time)
+    return rows, ClusterFile(Cluster.model_validate_json(json.dumps(dict(newest.cluster))))
+
+
+def free(root: Path, record: Mapping[str, Any], rows: Sequence[Row]) -> None:
+    """Lets runs be run again here."""
+    manifest.cancel_marker(root, record["name"]).unlink(missing_ok=True)
+    for row in rows:
+        (Run(root, row.id) / "failure.json").unlink(missing_ok=True)
+
+
+def described(rows: Sequence[Row]) -> list[str]:
+    """A line for each run that is taken up again."""
+    return [
+        f"{row.id}  {row.label} s{row.seed}  {row.state}{f': {row.note}' if row.note else ''}"
+        for row in rows
+    ]
