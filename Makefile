@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 SHELL := /bin/bash
 
-.PHONY: setup demo test test-slow lint clean
+.PHONY: setup demo test test-slow lint slurm clean
 
 setup: $(VENV)/.ready
 
@@ -22,16 +22,20 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: setup
 	@$(PY) run.py sweep demo
 
-test: setup lint
-	@$(PY) -m pytest -n 2
+test: setup lint slurm
+	@$(PY) -m pytest -n 2 --dist loadgroup
 
-test-slow: setup
+test-slow: setup slurm
 	@$(PY) -m pytest -m slow
 
 lint: setup
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
+
+# A real Slurm for the tests: installed where that is safe, otherwise said. Never an error.
+slurm:
+	@bash tests/slurm_packages.sh
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info build

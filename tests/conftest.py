@@ -1,8 +1,11 @@
-"""What all tests share: one CPU thread, no network, and a small real text."""
+"""What all tests share: one CPU thread, no network, a small real text, and a real Slurm."""
 
 from __future__ import annotations
 
 import os
+import re
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -11,6 +14,8 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
+
+from tests.slurm import PrivateSlurm, is_slurms, missing
 
 ROOT = Path(__file__).parent.parent
 
@@ -42,3 +47,72 @@ execution: {{threads: 1, log_every: 3}}
 """
     )
     return path
+
+
+NO_SLURM = "no real Slurm"
+
+
+@pytest.fixture(scope="session")
+def slurm_of_session() -> Iterator[PrivateSlurm]:
+    """One private Slurm for all tests that want one; they take it through `slurm`."""
+    if reason := missing():
+        pytest.skip(f"{NO_SLURM}: {reason}")
+    with PrivateSlurm(nodes=2, gpus=2) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def slurm_accounting_of_session() -> Iterator[PrivateSlurm]:
+    """The same with slurmdbd; taken through `slurm_accounting`."""
+    if reason := missing(accounting=True):
+        pytest.skip(f"{NO_SLURM}: {reason}")
+    with PrivateSlurm(nodes=2, accounting=True) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def slurm(
+    slurm_of_session: PrivateSlurm, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[PrivateSlurm]:
+    """A real Slurm whose commands this test, and what it starts, find; idle and whole at first."""
+    yield from lent(slurm_of_session, monkeypatch)
+
+
+@pytest.fixture
+def slurm_accounting(
+    slurm_accounting_of_session: PrivateSlurm, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[PrivateSlurm]:
+    """As `slurm`; sacct answers (a few seconds late), and accounts and QOS are enforced."""
+    yield from lent(slurm_accounting_of_session, monkeypatch)
+
+
+def lent(cluster: PrivateSlurm, monkeypatch: pytest.MonkeyPatch) -> Iterator[PrivateSlurm]:
+    for name in filter(is_slurms, list(os.environ)):
+        monkeypatch.delenv(name)
+    for name, value in cluster.env.items():
+        monkeypatch.setenv(name, value)
+    yield cluster
+    cluster.clear()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests on a real Slurm share one, so they go to one worker (`pytest --dist loadgroup`)."""
+    for item in items:
+        if {"slurm_of_session", "slurm_accounting_of_session"} & {
+            *getattr(item, "fixturenames", ())
+        }:
+            item.add_marker(pytest.mark.slurm)
+        if item.get_closest_marker("slurm"):
+            item.add_marker(pytest.mark.xdist_group("slurm"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """A green suite that never met Slurm says so."""
+    skipped = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
+    found = Counter(re.findall(f"{NO_SLURM}: (.*?)['\")\\]]*$", "\n".join(skipped), re.MULTILINE))
+    if found:
+        terminalreporter.section("NOT RUN", sep="!", red=True, bold=True)
+    for reason, count in found.items():
+        terminalreporter.line(
+            f"tests on a real Slurm that were NOT run: {count} ({reason})", red=True
+        )
