@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from components import registry
+from components.registry import UserError
 from experiments.record import FINISHED, Run
 from sweeps import manifest, worker
 from sweeps.machine import Slots, plan_slots
@@ -132,7 +133,12 @@ def execute(
             execution.stop(len(heard) or int(cancelled is not None and cancelled.exists()))
             execution.recheck()
             execution.fill()
-            execution.listen(TICK_SECONDS)
+            try:
+                execution.listen(TICK_SECONDS)
+            except UserError:
+                if not heard:
+                    raise
+                execution.abandon()  # the signal that was heard has ended the server too
     return Outcome(states, execution.stops > 0)
 
 
@@ -222,6 +228,15 @@ class Execution:
             if not (run / "failure.json").exists():
                 worker.fail(run, worker.cause(code))
             self.settle(job, "failed")
+
+    def abandon(self) -> None:
+        """The server is gone, and has let its runs save first, or the kernel has told them to."""
+        for job, _ in self.running.values():
+            while Run(self.root, job.id).locked:
+                time.sleep(TICK_SECONDS)
+            self.settle(job, Run(self.root, job.id).state)
+        self.running, self.stops = {}, max(self.stops, 1)
+        self.stop(1)
 
     def settle(self, job: Job, state: str) -> None:
         self.states[job.id] = state

@@ -218,28 +218,40 @@ def lock(root: Path) -> Iterator[None]:
 
 
 class NoSlurm(UserError):
-    """A Slurm command is missing, or failed; carries Slurm's own words."""
+    """A Slurm command failed; carries Slurm's own words."""
+
+
+class NotInstalled(NoSlurm):
+    """There is no such command here."""
 
 
 def ask(*words: str) -> str:
-    """What a Slurm command printed.
+    """What a Slurm command printed; see `call`."""
+    return call(*words).stdout
+
+
+def call(*words: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
+    """A Slurm command, with `text` to read.
 
     Raises:
         NoSlurm: it is not installed, gave no answer in time, or failed.
     """
+    # What people set to see less of the queue must not hide jobs from us.
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("SQUEUE_", "SACCT_"))}
     try:
         done = subprocess.run(
-            words, capture_output=True, text=True, timeout=ANSWER_SECONDS, errors="replace"
-        )
+            words, input=text, capture_output=True, text=True, timeout=ANSWER_SECONDS,
+            errors="replace", env=env,
+        )  # fmt: skip
     except FileNotFoundError as error:
-        raise NoSlurm(f"no {words[0]} on this machine: this needs a Slurm login node") from error
+        raise NotInstalled(f"no {words[0]} here: this needs a login node of a Slurm") from error
     except subprocess.TimeoutExpired as error:
         raise NoSlurm(f"{words[0]} gave no answer in {ANSWER_SECONDS} s") from error
     except OSError as error:
         raise NoSlurm(f"{words[0]}: {error.strerror}") from error
     if done.returncode:
         raise NoSlurm(said(words[0], done.stderr or done.stdout))
-    return done.stdout
+    return done
 
 
 def said(command: str, text: str) -> str:
@@ -291,7 +303,7 @@ def accounted(jobs: Sequence[str]) -> dict[tuple[str, int], Element]:
     """What the accounting, where there is one, knows of these arrays: by array and index."""
     found: dict[tuple[str, int], Element] = {}
     with contextlib.suppress(NoSlurm):
-        words = ("--array", "-o", "JobID,State,ExitCode,NodeList", "-j", ",".join(jobs))
+        words = ("-o", "JobID,State,ExitCode,NodeList", "-j", ",".join(jobs))
         for line in ask("sacct", "-n", "-P", "-X", *words).splitlines() if jobs else ():
             one, state, code, nodes = line.split("|", 3)
             job, _, index = one.partition("_")

@@ -32,8 +32,6 @@ from sweeps.queue import NoSlurm, Submission
 from sweeps.task import Task
 
 MAX_ARRAY = 1000  # where the site does not tell
-# Slurm's words when no more may be queued now, though fewer might.
-FULL = re.compile(r"submit limit|MaxSubmit|job count limit|MaxJobCount", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ def submit(root: Path, sweep: str, jobs: Sequence[Job], file: ClusterFile) -> Su
         try:
             done.append(submit_array(root, sweep, batch, cluster, code))
         except NoSlurm as error:
-            if FULL.search(str(error)) and len(batch) > 1:  # as many as still find room
+            if is_full(str(error)) and len(batch) > 1:  # as many as still find room
                 size = (len(batch) + 1) // 2
                 continue
             refusal = blame(str(error), file)
@@ -82,6 +80,14 @@ def submit(root: Path, sweep: str, jobs: Sequence[Job], file: ClusterFile) -> Su
             return Submitted(tuple(done), tuple(job for task in waiting for job in task), refusal)
         waiting = waiting[len(batch) :]
     return Submitted(tuple(done))
+
+
+def is_full(words: str) -> bool:
+    """Whether Slurm says that no more may be queued now, though fewer might."""
+    limits = re.findall(r"(?:QOS|Assoc)\w*Limit", words)
+    if limits:
+        return any("MaxSubmit" in limit for limit in limits)
+    return "submit limit" in words or "temporarily unable" in words
 
 
 def submit_array(
@@ -188,24 +194,18 @@ def cost_text(jobs: Sequence[Job], cluster: Cluster) -> str:
 
 
 def check(text: str, file: ClusterFile) -> str:
-    """What Slurm would say to a script, without submitting it.
+    """What Slurm says to a script, without submitting it.
 
     Raises:
-        UserError: it would refuse it, or there is no Slurm.
+        UserError: it would refuse it.
     """
-    import subprocess
-
-    with clean_environment({}):
-        try:
-            done = subprocess.run(
-                ["sbatch", "--test-only"], input=text, capture_output=True, text=True, timeout=60
-            )
-        except (OSError, subprocess.SubprocessError):
-            queue.ask("sbatch", "--version")
-            raise
-    if done.returncode:
-        raise UserError(blame(queue.said("sbatch", done.stderr), file))
-    return queue.said("sbatch", done.stderr)
+    try:
+        with clean_environment({}):
+            return queue.said("sbatch", queue.call("sbatch", "--test-only", text=text).stderr)
+    except queue.NotInstalled as error:
+        return f"not checked: {error}"
+    except NoSlurm as error:
+        raise UserError(blame(str(error), file)) from error
 
 
 def max_array() -> int:

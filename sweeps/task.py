@@ -36,6 +36,7 @@ from sweeps.manifest import Job
 WARNING = signal.SIGUSR2
 TO_BE_ENDED_SECONDS = 150.0  # Slurm ends a job KillWait (30 s) after SIGTERM, unless told otherwise
 SCONTROL_TRIES = 5
+LOST_SECONDS = 900.0
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Task:
             before = self.progress()
             several = int(os.environ.get("SLURM_NTASKS", "1")) > 1
             code = self.rank(caught) if several else self.pack(caught)
-            if caught:
+            if caught and not self.finished:
                 late = time.monotonic() - began > 30 * self.minutes
                 if late and self.progress() == before:  # another time as long would bring no more
                     self.give_up("a whole job came no step further; give it more time:")
@@ -76,7 +77,6 @@ class Task:
 
     def pack(self, caught: list[int]) -> int:
         """All runs through the local executor, as many at a time as fit."""
-        job = this_job()
         outcome = local.execute(
             self.runs,
             Path(self.root),
@@ -85,8 +85,7 @@ class Task:
             cancelled=self.marker,
             allotment={"workers_per_gpu": self.workers_per_gpu, "cores": self.cores},
             asked=caught,
-            # An earlier start of this job may still live on a node that Slurm has lost sight of.
-            waits_for=lambda run: Run(Path(self.root), run.id).live().get("job") == job,
+            waits_for=lambda job: before_us(Run(Path(self.root), job.id)),
         )
         return worker.FAILED if outcome.failed else worker.DONE
 
@@ -102,6 +101,7 @@ class Task:
             return worker.INTERRUPTED
         threading.Thread(target=self.watch, args=(caught,), daemon=True).start()
         if here.rank == 0:
+            wait_for(lambda: not (run.locked and before_us(run)) or bool(caught), LOST_SECONDS)
             (run / "failure.json").unlink(missing_ok=True)
             worker.log_to(run, f"the first of {here.world_size}, job {this_job()}")
         os.environ.setdefault("OMP_NUM_THREADS", str(self.cores))
@@ -118,6 +118,10 @@ class Task:
         if code in (worker.FAILED, worker.ELSEWHERE):
             worker.leave(code)  # not through a process group whose other ranks wait
         return code
+
+    @property
+    def finished(self) -> bool:
+        return all((Run(Path(self.root), job.id) / "result.json").exists() for job in self.runs)
 
     @property
     def marker(self) -> Path:
@@ -217,6 +221,12 @@ def this_job() -> str:
     """
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
+
+
+def before_us(run: Run) -> bool:
+    """Whether an earlier start of this job has the run: it may live on, on a node that Slurm has
+    lost sight of."""
+    return run.live().get("job") == this_job()
 
 
 def wait_for(condition: Callable[[], bool], seconds: float) -> None:
