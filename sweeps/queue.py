@@ -5,7 +5,7 @@
         submission.json                who submitted which runs; written before `sbatch` is called
 
         {"schema": 1, "sweep", "job": id or null, "tasks": [[run ids of element 0], …],
-         "cluster": {…}, "snapshot", "user", "host", "time"}
+         "cluster": {…}, "slurm": its ClusterName, "snapshot", "user", "host", "time"}
 
 The folder's name is the job's name in Slurm, so that an id that nobody came to write down (a login
 node that died in the middle of `sbatch`) is found again. A run's newest submission counts.
@@ -55,6 +55,7 @@ class Submission:
     cluster: Mapping[str, Any]
     snapshot: str
     time: float
+    slurm: str | None = None
     job: str | None = None
     user: str = field(default_factory=getpass.getuser)
     host: str = field(default_factory=socket.gethostname)
@@ -123,15 +124,21 @@ class Answer:
 
     Attributes:
         jobs: array job id by the job's name, where only Slurm knew it.
+        slurm: the name of the cluster that answered.
         silence: Slurm's words, where it gave no answer.
     """
 
     elements: Mapping[tuple[str, int], Element] = field(default_factory=dict)
+    slurm: str | None = None
     jobs: Mapping[str, str] = field(default_factory=dict)
     silence: str | None = None
 
     def job(self, submission: Submission) -> str | None:
         return submission.job or self.jobs.get(submission.name)
+
+    def foreign(self, submission: Submission) -> bool:
+        """Whether another Slurm, which shares the folder of runs, has it."""
+        return None not in (self.slurm, submission.slurm) and self.slurm != submission.slurm
 
     def of(self, place: Place) -> Element | None:
         return self.elements.get((place.submission.name, place.index))
@@ -265,8 +272,11 @@ def look(wanted: Sequence[Submission]) -> Answer:
     if not wanted:
         return Answer()
     elements: dict[tuple[str, int], Element] = {}
-    jobs = {s.name: s.job for s in wanted if s.job is not None}
     try:
+        ask("scontrol", "ping")  # which says at once that nobody is there; squeue waits long
+        slurm = setting("ClusterName")
+        wanted = [s for s in wanted if s.slurm in (None, slurm)]
+        jobs = {s.name: s.job for s in wanted if s.job is not None}
         for start in range(0, len(wanted), NAMES_AT_ONCE):
             names = ",".join(s.name for s in wanted[start : start + NAMES_AT_ONCE])
             for line in ask("squeue", *SQUEUE, f"--name={names}").splitlines():
@@ -281,7 +291,15 @@ def look(wanted: Sequence[Submission]) -> Answer:
     by_job = {jobs[s.name]: s.name for s in forgotten if s.name in jobs}
     for (job, index), found in accounted(sorted(by_job)).items():
         elements.setdefault((by_job[job], index), found)
-    return Answer(elements, jobs)
+    return Answer(elements, slurm, jobs)
+
+
+def setting(name: str) -> str | None:
+    """A setting of this Slurm; None if it gives no answer."""
+    with contextlib.suppress(NoSlurm):
+        found = re.search(rf"^{name}\s*=\s*(\S+)", ask("scontrol", "show", "config"), re.MULTILINE)
+        return found[1] if found else None
+    return None
 
 
 _FIELDS = ("Name", "ArrayJobID", "ArrayTaskID", "State", "Reason", "NodeList", "exit_code")

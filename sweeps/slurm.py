@@ -104,6 +104,7 @@ def submit_array(
         tasks=tuple(tuple(job.id for job in task) for task in tasks),
         cluster=cluster.model_dump(mode="json"),
         snapshot=code.id,
+        slurm=queue.setting("ClusterName"),
         time=time.time(),
         user=getpass.getuser(),
     )
@@ -210,13 +211,8 @@ def check(text: str, file: ClusterFile) -> str:
 
 def max_array() -> int:
     """How many jobs one array may have here."""
-    with contextlib.suppress(NoSlurm):
-        found = re.search(
-            r"^MaxArraySize\s*=\s*(\d+)", queue.ask("scontrol", "show", "config"), re.M
-        )
-        if found and int(found[1]) > 0:
-            return int(found[1])
-    return MAX_ARRAY
+    found = queue.setting("MaxArraySize") or ""
+    return int(found) if found.isdecimal() and int(found) > 0 else MAX_ARRAY
 
 
 def plain(name: str) -> str:

@@ -148,6 +148,8 @@ def in_queue(run: Run, state: str, place: Place, answer: Answer) -> tuple[str, s
             return state, None
         if live and time.time() - live.get("updated", 0) < SILENT_SECONDS:
             return "running", None
+        if answer.foreign(place.submission):
+            return "queued", f"on the Slurm {place.submission.slurm}: ask there, this is another"
         job = f"job {place.element(array)}" if array else "its job"
         return "stale", answer.silence or f"{job} is no longer in the queue and left no result"
     if element.waiting:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.record import read_json, write_json
 from sweeps import queue
 from tests.command_line import ceteris, desk
 from tests.slurm import PrivateSlurm
@@ -70,3 +71,16 @@ def test_what_squeue_has_forgotten_the_accounting_tells(
     monkeypatch.setenv("PATH", f"{silent.parent}:{os.environ['PATH']}")
     row = here.status("tiny")["RMSNorm-1"]
     assert (row["state"], row["note"]) == ("failed", f"job {job}: exit code 7")
+
+
+def test_the_jobs_of_another_slurm_on_the_same_folder_are_left_to_it(here: Desk) -> None:
+    here.cluster(account="lab", sbatch={"hold": True})
+    here.submit("tiny")
+    (record,) = here.root.glob("slurm/*/submission.json")
+    told = read_json(record)
+    queue.ask("scancel", told["job"])
+    write_json(record, told | {"slurm": "elsewhere"})
+    row = here.status("tiny")["RMSNorm-1"]
+    assert row["state"] == "queued"
+    assert row["note"] == "on the Slurm elsewhere: ask there, this is another"
+    assert "4 running or queued already, 0 submitted now" in here.submit("tiny").err
