@@ -113,7 +113,10 @@ def submit_array(
     try:
         executor = make_executor(submission, cluster)
         calls = [task_of(root, sweep, runs, cluster) for runs in tasks]
-        with clean_environment(snapshot.environment(code)), contextlib.redirect_stderr(words):
+        with (
+            clean_environment(cluster, snapshot.environment(code)),
+            contextlib.redirect_stderr(words),
+        ):
             if len(calls) == 1:
                 made = [executor.submit(calls[0])]
             else:
@@ -201,7 +204,7 @@ def check(text: str, file: ClusterFile) -> str:
         UserError: it would refuse it.
     """
     try:
-        with clean_environment({}):
+        with clean_environment(file.cluster, {}):
             return queue.said("sbatch", queue.call("sbatch", "--test-only", text=text).stderr)
     except queue.NotInstalled as error:
         return f"not checked: {error}"
@@ -224,20 +227,26 @@ def plain(name: str) -> str:
 
 _LEAKS = re.compile(
     r"(SLURM|SLURMD|SRUN|PMI|PMIX|PMI2|OMPI)_.*"  # of the allocation that somebody works in
+    r"|SBATCH_.*"  # which would stand above the script
     r"|(GOMP|KMP)_.*AFFINITY|KMP_HW_SUBSET|OMP_(PLACES|PROC_BIND)"  # of its processors
     r"|(CUDA|HIP|ROCR|NVIDIA)_VISIBLE_DEVICES|GPU_DEVICE_ORDINAL|ZE_AFFINITY_MASK"
     r"|MASTER_(ADDR|PORT)|(LOCAL_|GROUP_)?(RANK|WORLD_SIZE)|LOCAL_WORLD_SIZE|TORCHELASTIC_.*"
     r"|PYTHONPATH|PYTHONSAFEPATH"  # which the snapshot sets
 )
+DEFAULTS = ("partition", "account", "qos", "constraint")
 _KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_CONF_SERVER")  # where Slurm itself is
 
 
 @contextlib.contextmanager
-def clean_environment(more: Mapping[str, str]) -> Iterator[None]:
-    """Nothing of an interactive allocation reaches the jobs that are submitted from it."""
+def clean_environment(cluster: Cluster, more: Mapping[str, str]) -> Iterator[None]:
+    """Nothing of an interactive allocation reaches the jobs that are submitted from it.
+
+    A site's or a person's SBATCH_ACCOUNT and its like count where the cluster file is silent.
+    """
+    defaults = {f"SBATCH_{key.upper()}" for key in DEFAULTS if getattr(cluster, key) is None}
     before = dict(os.environ)
     for name in before:
-        if _LEAKS.fullmatch(name) and name not in _KEPT:
+        if _LEAKS.fullmatch(name) and name not in {*_KEPT, *defaults}:
             del os.environ[name]
     os.environ.update(more)
     try:
