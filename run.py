@@ -573,7 +573,8 @@ def logs(
     from sweeps import logs as logging
     from sweeps import manifest, queue
 
-    row = logging.chosen(root, manifest.load(root, name), label, seed)
+    record = manifest.load(root, name)
+    row = logging.chosen(root, record, label, seed)
     found = {path: queue.tail(path, lines) for path in logging.sources(root, row)}
     if as_json:
         said = [{"file": str(path), "lines": text} for path, text in found.items()]
@@ -586,7 +587,7 @@ def logs(
     if not found:
         say("no log yet")
     if follow:
-        logging.follow(root, row, lambda text: click.echo(text, nl=False))
+        logging.follow(root, record, row, lambda text: click.echo(text, nl=False))
 
 
 @cli.command()

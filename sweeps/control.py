@@ -20,6 +20,7 @@ from components.registry import UserError
 from experiments.record import FINISHED, Run, write_atomically
 from sweeps import manifest, queue, slurm, status
 from sweeps.cluster import Cluster, ClusterFile
+from sweeps.queue import Place
 from sweeps.status import Row
 
 UNDERWAY = (*FINISHED, "running", "queued")
@@ -44,14 +45,19 @@ def submit(root: Path, record: Mapping[str, Any], file: ClusterFile, again: bool
     """Submits what a sweep lacks and nobody works on or has queued.
 
     Args:
-        again: only those that failed or were cut off, not those never begun.
+        again: only those that failed, were cut off or taken back, not those never submitted.
 
     Raises:
         UserError: Slurm gives no answer, or takes none of them; in its own words.
     """
     with queue.lock(root):
         rows = certain(root, record)
-        wanted = {r.id for r in rows if (r.state in FREED if again else r.state not in UNDERWAY)}
+        before = queue.places(root) if again else {}
+        wanted = {
+            row.id
+            for row in rows
+            if (is_freed(row, before) if again else row.state not in UNDERWAY)
+        }
         jobs = [job for job in manifest.jobs(record) if job.id in wanted]
         if not jobs:
             return Sent(rows, slurm.Submitted(()))
@@ -154,14 +160,20 @@ def holds(pid: int, run: Run) -> bool:
 
 
 def to_retry(root: Path, record: Mapping[str, Any]) -> tuple[list[Row], ClusterFile | None]:
-    """The runs that failed or were cut off, and the cluster that they were last submitted to."""
+    """The runs to be taken up again, and the cluster that the sweep was last submitted to."""
     view = status.unfinished(root, [job.id for job in manifest.jobs(record)])
-    rows = [r for r in status.sweep_status(root, record, view) if r.state in FREED]
-    places = [view.places[row.id] for row in rows if row.id in view.places]
-    if not places:
+    every = status.sweep_status(root, record, view)
+    rows = [row for row in every if is_freed(row, view.places)]
+    open_ = [view.places[r.id] for r in every if r.id in view.places and r.state not in FINISHED]
+    if not open_:
         return rows, None
-    newest = max((place.submission for place in places), key=lambda s: s.time)
+    newest = max((place.submission for place in open_), key=lambda s: s.time)
     return rows, ClusterFile(Cluster.model_validate_json(json.dumps(dict(newest.cluster))))
+
+
+def is_freed(row: Row, places: Mapping[str, Place]) -> bool:
+    """Whether a run failed, was cut off, or was submitted and never begun."""
+    return row.state in FREED or (row.state == "pending" and row.id in places)
 
 
 def free(root: Path, record: Mapping[str, Any], rows: Sequence[Row]) -> None:

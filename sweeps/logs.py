@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -53,13 +54,17 @@ def sources(root: Path, row: Row) -> list[Path]:
     return [path for path in paths if path.is_file() and path.stat().st_size]
 
 
-def follow(root: Path, row: Row, write: Callable[[str], None]) -> None:
-    """Writes what the run prints from now on, until it has ended and its job with it."""
+def follow(root: Path, record: Mapping[str, Any], row: Row, write: Callable[[str], None]) -> None:
+    """Writes what the run prints from now on, until nobody works on it and it waits for nobody."""
     run = Run(root, row.id)
+    (job,) = (job for job in manifest.jobs(record) if job.id == row.id)
     path = run / "log.txt"
     at = path.stat().st_size if path.exists() else 0
-    for _ in looks():
-        ended = not run.locked and (run.state in FINISHED or run.state == "failed")
+    for look in looks():
+        ended = not run.locked and run.state in FINISHED
+        if not ended and not run.locked and look % status.ASK_SECONDS == 0:
+            now = status.read(root, job, record["name"], status.unfinished(root, [row.id]))
+            ended = now.state not in ("running", "queued")
         if path.exists():
             with open(path, "rb") as file:
                 file.seek(at)
@@ -71,7 +76,8 @@ def follow(root: Path, row: Row, write: Callable[[str], None]) -> None:
             return
 
 
-def looks() -> Iterator[None]:
-    while True:
-        yield
+def looks() -> Iterator[int]:
+    """Numbers, one every LOOK_SECONDS."""
+    for number in itertools.count():
+        yield number
         time.sleep(LOOK_SECONDS)

@@ -42,7 +42,7 @@ WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT",
 ACTIVE = {"RUNNING", "CONFIGURING", "COMPLETING", "SIGNALING", "STAGE_OUT", "RESIZING"}
 ACTIVE |= {"SUSPENDED", "STOPPED"}
 LOCKLESS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
-UNWRITABLE = "0:53"  # how slurmd says that it could not open the job's output file
+UNWRITABLE = ":53"  # how slurmd says that it could not open the job's output file
 
 
 @dataclass(frozen=True)
@@ -347,7 +347,7 @@ ENDINGS = {
 
 def cause(element: Element, submission: Submission) -> str:
     """Why a job ended without the results it was for, as Slurm tells it."""
-    if element.code == UNWRITABLE:
+    if element.code.endswith(UNWRITABLE):
         return (
             f"job {element.job} could not write to {submission.folder}: is the folder of runs "
             "on a file system that compute nodes can write? (--runs)"

@@ -267,13 +267,15 @@ _BLAME: tuple[tuple[str, str], ...] = (
     (r"node count", "nodes"),
     (r"memory", "memory"),
     (r"generic resource|gres|--gpus", "gpus_per_node"),
-    (r"cpu count|cpus?-per-task", "cpus_per_task"),
-    (r"unrecognized option|invalid option|--\S+", "sbatch"),
+    (r"cpu count|cpus?-per-task|more processors", "cpus_per_task"),
 )
 
 
 def blame(words: str, file: ClusterFile) -> str:
     """A refusal with the line of the cluster file that it is about, where the words tell it."""
+    for option, value in file.cluster.sbatch.items():
+        if re.search(rf"\b{re.escape(option.replace('_', '-'))}\b", words):
+            return f"{file.mark(f'sbatch.{option}')}: {value}: Slurm refuses it: {words}"
     for pattern, key in _BLAME:
         if re.search(pattern, words, re.IGNORECASE) and getattr(file.cluster, key, None):
             value = getattr(file.cluster, key)

@@ -21,13 +21,17 @@ from components.registry import Closed
 from experiments import loader
 from experiments.schema import Experiment
 from experiments.yaml_text import ConfigError
-from sweeps import design
+from sweeps import cluster, design, status
 from sweeps.grammar import SweepFile
 from tests.conftest import ROOT
+from tests.slurm import PrivateSlurm
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 FENCE = re.compile(r"^```(\w+)?([^\n`]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+LOADERS = {"experiment": loader.load, "sweep": design.load, "cluster": cluster.load}
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ def blocks(page: Path) -> list[Block]:
 
 
 def checked(page: Path) -> bool:
-    return any(b.file or {"run", "experiment", "sweep"} & {*b.words} for b in blocks(page))
+    return any(b.file or {"run", *LOADERS} & {*b.words} for b in blocks(page))
 
 
 @pytest.fixture
@@ -93,7 +97,7 @@ def follow(block: Block, after: Block | None) -> None:
         Path(block.file).write_text(block.text, "utf-8")
     if block.language == "bash" and "run" in block.words:
         run(block.text)
-    for word, load in (("experiment", loader.load), ("sweep", design.load)):
+    for word, load in LOADERS.items():
         if word not in block.words:
             continue
         file = Path(block.file or f"{word}.yaml")
@@ -106,6 +110,29 @@ def follow(block: Block, after: Block | None) -> None:
         loaded = load(file)
         if isinstance(loaded, design.Sweep) and after and "rows" in after.words:
             assert [variant.label for variant in loaded.variants] == shown
+
+
+def test_the_first_sweep_of_run_on_slurm_is_what_a_real_slurm_does(
+    slurm: PrivateSlurm, desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without = re.compile(r"^ *(gpus_per_node: 1|execution\.device: cuda)\b.*\n", re.MULTILINE)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    slurm.run("scontrol", "create", "PartitionName=gpu", "Nodes=ALL", "State=UP")
+    try:
+        for block in blocks(ROOT / "docs" / "run-on-slurm.md"):
+            if block.file:  # our nodes have no GPU that torch could use
+                Path(block.file).write_text(without.sub("", block.text), "utf-8")
+            if "slurm" in block.words:
+                run(block.text)
+                break
+    finally:
+        slurm.clear()
+        slurm.run("scontrol", "delete", "PartitionName=gpu")
+    table = (desk / "runs" / "sweeps" / "first.md").read_text("utf-8")
+    assert re.findall(r"^\| (\w+) +\| (\S+)", table, re.MULTILINE)[1:] == [
+        ("LayerNorm", "2/2"),
+        ("RMSNorm", "2/2"),
+    ]
 
 
 def run(script: str) -> None:
@@ -181,6 +208,56 @@ def test_write_a_sweep_names_every_word_in_the_order_of_the_grammar() -> None:
     page = (ROOT / "docs" / "write-a-sweep.md").read_text("utf-8")
     table: Sequence[str] = re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)
     assert list(table) == list(SweepFile.model_fields)
+
+
+def test_run_on_slurm_names_every_key_of_a_cluster_file_with_its_default() -> None:
+    rows = table_of("run-on-slurm.md", "## The cluster file")
+    assert [cells[0] for cells in rows] == [f"`{name}`" for name in cluster.Cluster.model_fields]
+    missing = {keys[0] for keys, told in cluster.Cluster().problems() if "is missing" in told}
+    for key, told, _ in rows:
+        name = key.strip("`")
+        default = registry.plain_value(cluster.Cluster.model_fields[name].get_default(
+            call_default_factory=True
+        ))  # fmt: skip
+        if name in missing:
+            assert told == "required"
+        else:
+            assert yaml.safe_load(told.strip("`")) == (list(default) if default == () else default)
+
+
+def test_run_on_slurm_names_every_state() -> None:
+    rows = table_of("run-on-slurm.md", "## Looking after it")
+    assert [cells[0] for cells in rows] == [f"`{state}`" for state in status.STATES]
+
+
+def test_what_run_on_slurm_says_that_we_say_we_say() -> None:
+    """Slurm's own words can't be looked up; ours stand in the source, in pieces around values."""
+    source = "".join(path.read_text("utf-8") for room in ("sweeps", "experiments")
+                     for path in sorted((ROOT / room).rglob("*.py")))  # fmt: skip
+    source = re.sub(r'"\s*f?"', "", source)
+    ours = ("no sbatch", "Slurm gives", "held", "could not", "out of memory", "killed by", "a whole",
+            "cuda is", "exit code", "this file system", "changed since")  # fmt: skip
+    found = [
+        words
+        for cells in table_of("run-on-slurm.md", "## What it says")
+        for words in re.findall(r"`([^`]+)`", cells[0])
+        if words.startswith(ours)
+    ]
+    assert len(found) == len(ours)
+    for words in found:
+        for part in re.sub(r"^no sbatch here", "here", words).split("…"):
+            assert part.strip() in source, words
+
+
+def table_of(page: str, heading: str) -> list[tuple[str, ...]]:
+    """Cells of the first table under a heading, its head aside."""
+    text = (ROOT / "docs" / page).read_text("utf-8").split(f"\n{heading}")[1]
+    lines = re.search(r"^\|.*\n\|[-|]+\|\n((?:\|.*\n)+)", text, re.MULTILINE)
+    assert lines is not None
+    return [
+        tuple(cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip("|")))
+        for line in lines[1].splitlines()
+    ]
 
 
 def test_the_readme_is_short_and_has_a_place_for_the_demo() -> None:
