@@ -570,12 +570,13 @@ def logs(
     as_json: bool,
 ) -> None:
     """The end of what one run of SWEEP printed, and of what Slurm printed for it."""
+    from experiments.record import tail
     from sweeps import logs as logging
-    from sweeps import manifest, queue
+    from sweeps import manifest
 
     record = manifest.load(root, name)
     row = logging.chosen(root, record, label, seed)
-    found = {path: queue.tail(path, lines) for path in logging.sources(root, row)}
+    found = {path: tail(path, lines) for path in logging.sources(root, row)}
     if as_json:
         said = [{"file": str(path), "lines": text} for path, text in found.items()]
         out({"schema": 1, "run": row.as_json(), "logs": said})

@@ -139,6 +139,18 @@ def last_row(path: Path) -> dict[str, Any] | None:
         return None
 
 
+def tail(path: Path, lines: int) -> list[str]:
+    """The last lines of a log that say something; none if it can't be read."""
+    most = 8192 + 200 * lines  # bytes
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - most))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return []
+    return [line for line in text.splitlines() if line.strip()][-lines:]
+
+
 def append_rows(path: Path, *rows: dict[str, Any]) -> None:
     """Adds whole rows at the end, each one line."""
     text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)

@@ -18,7 +18,7 @@ from typing import Any
 
 from components.registry import UserError
 from experiments.record import FINISHED, Run, write_atomically
-from sweeps import manifest, queue, slurm, status
+from sweeps import manifest, queue, scheduler, slurm, status
 from sweeps.cluster import Cluster, ClusterFile
 from sweeps.queue import Place
 from sweeps.status import Row
@@ -122,7 +122,7 @@ def cancel(root: Path, record: Mapping[str, Any], *, dry_run: bool = False) -> l
             else:  # it looks for the marker by itself, and saves for as long as that takes
                 lines.append(f"{who(row)}: job {row.job} saves a checkpoint and stops")
         for start in range(0, 0 if dry_run else len(queued), IDS_AT_ONCE):
-            queue.ask("scancel", *sorted(queued)[start : start + IDS_AT_ONCE])
+            scheduler.ask("scancel", *sorted(queued)[start : start + IDS_AT_ONCE])
     waiting = sum(row.state not in ("running", "queued") for row in rows)
     if waiting:
         lines.append(f"{record['name']}: {waiting} more not started, until it is run again")

@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from components.registry import UserError
-from sweeps import queue, snapshot
+from sweeps import queue, scheduler, snapshot
 from sweeps.cluster import Cluster, ClusterFile, minutes
 from sweeps.manifest import Job
-from sweeps.queue import NoSlurm, Submission
+from sweeps.queue import Submission
+from sweeps.scheduler import NoSlurm
 from sweeps.task import Task
 
 MAX_ARRAY = 1000  # where the site does not tell
@@ -59,7 +60,7 @@ def submit(root: Path, sweep: str, jobs: Sequence[Job], file: ClusterFile) -> Su
         UserError: Slurm is not there, or took none of them; in its own words.
     """
     cluster = file.cluster
-    queue.ask("sbatch", "--version")
+    scheduler.ask("sbatch", "--version")
     code = snapshot.take(root)
     seen: dict[str, str] = {}  # a file imported by many is copied once, as it is now
     frozen = [replace(job, experiment=snapshot.imports(job.experiment, root, seen)) for job in jobs]
@@ -104,7 +105,7 @@ def submit_array(
         tasks=tuple(tuple(job.id for job in task) for task in tasks),
         cluster=cluster.model_dump(mode="json"),
         snapshot=code.id,
-        slurm=queue.setting("ClusterName"),
+        slurm=scheduler.setting("ClusterName"),
         time=time.time(),
         user=getpass.getuser(),
     )
@@ -127,9 +128,9 @@ def submit_array(
         if known is None:
             raise
         with contextlib.suppress(NoSlurm):  # an answer that came too late may be a job after all
-            queue.ask("scancel", f"--name={submission.name}")
+            scheduler.ask("scancel", f"--name={submission.name}")
         shutil.rmtree(submission.folder, ignore_errors=True)
-        raise NoSlurm(queue.said("sbatch", known)) from error
+        raise NoSlurm(scheduler.said("sbatch", known)) from error
     job = str(made[0].job_id).partition("_")[0]
     submission.write(job)
     return replace(submission, job=job)
@@ -205,8 +206,10 @@ def check(text: str, file: ClusterFile) -> str:
     """
     try:
         with clean_environment(file.cluster, {}):
-            return queue.said("sbatch", queue.call("sbatch", "--test-only", text=text).stderr)
-    except queue.NotInstalled as error:
+            return scheduler.said(
+                "sbatch", scheduler.call("sbatch", "--test-only", text=text).stderr
+            )
+    except scheduler.NotInstalled as error:
         return f"not checked: {error}"
     except NoSlurm as error:
         raise UserError(blame(str(error), file)) from error
@@ -214,7 +217,7 @@ def check(text: str, file: ClusterFile) -> str:
 
 def max_array() -> int:
     """How many jobs one array may have here."""
-    found = queue.setting("MaxArraySize") or ""
+    found = scheduler.setting("MaxArraySize") or ""
     return int(found) if found.isdecimal() and int(found) > 0 else MAX_ARRAY
 
 

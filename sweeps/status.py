@@ -1,6 +1,6 @@
 """Where runs stand: from their directories and, where they were submitted, from Slurm.
 
-    manifest + run directories + queue.view ─ sweep_status ─ rows ─ render (terminal) or as_json
+    manifest + run directories + scheduler.view ─ sweep_status ─ rows ─ render (terminal) or as_json
 
 A result is the last word. A run works while its lock is held, which the kernel lets go with its
 process. A running.json without a lock is what a killed process left behind: the run is interrupted
@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.registry import UserError
-from experiments.record import FINISHED, Run, all_ids, last_row, read_json
-from sweeps import manifest, queue
-from sweeps.queue import Answer, Element, Place, View
+from experiments.record import FINISHED, Run, all_ids, last_row, read_json, tail
+from sweeps import manifest, queue, scheduler
+from sweeps.queue import Place
+from sweeps.scheduler import Answer, Element, View
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -101,7 +102,7 @@ def all_status(root: Path, view: View | None = None) -> list[Row]:
 
 def unfinished(root: Path, ids: Iterable[str]) -> View:
     """What Slurm says of those of these runs that have no result."""
-    return queue.view(root, {id for id in ids if not (root / id / "result.json").exists()})
+    return scheduler.view(root, {id for id in ids if not (root / id / "result.json").exists()})
 
 
 def read(root: Path, job: manifest.Job, sweep: str | None, view: View | None = None) -> Row:
@@ -127,10 +128,8 @@ def read(root: Path, job: manifest.Job, sweep: str | None, view: View | None = N
         state, known = "failed", {"note": str(error)}
     known.setdefault("steps", planned_steps(job.experiment))
     if state in ("failed", "stale"):
-        slurm = (
-            queue.tail(place.log(number.partition("_")[0]), LOG_LINES) if number and place else []
-        )
-        known["log"] = tuple(queue.tail(run / "log.txt", LOG_LINES) or slurm)
+        slurm = tail(place.log(number.partition("_")[0]), LOG_LINES) if number and place else []
+        known["log"] = tuple(tail(run / "log.txt", LOG_LINES) or slurm)
     return Row(job.id, state, job.label or None, job.seed, sweep, job=number, **known)
 
 
@@ -139,7 +138,7 @@ def in_queue(run: Run, state: str, place: Place, answer: Answer) -> tuple[str, s
     element, array = answer.of(place), answer.job(place.submission)
     live = run.live()
     if element is None and array is not None:
-        element = queue.last_words(place, array)
+        element = scheduler.last_words(place, array)
     if element is None:
         never = array is None and answer.silence is None  # its submission did not reach Slurm
         if state in ("running", "failed") or never or (state == "interrupted" and not live):
@@ -172,12 +171,12 @@ def in_queue(run: Run, state: str, place: Place, answer: Answer) -> tuple[str, s
     if element.code.startswith(f"{LEFT}:"):
         return state, None  # it saved and left when it was asked to
     cancelled = element.state in ("CANCELLED", "PREEMPTED", "REVOKED")
-    return "interrupted" if cancelled else "failed", queue.cause(element, place.submission)
+    return "interrupted" if cancelled else "failed", scheduler.cause(element, place.submission)
 
 
 def slurm_log(place: Place | None, number: str | None) -> list[str]:
     """The end of what Slurm printed for a run that came to print nothing itself."""
-    return queue.tail(place.log(number.partition("_")[0]), LOG_LINES) if place and number else []
+    return tail(place.log(number.partition("_")[0]), LOG_LINES) if place and number else []
 
 
 def waits_for(element: Element) -> str:

@@ -19,7 +19,7 @@ import pytest
 from experiments import loader
 from experiments.record import Run, read_json
 from experiments.trainer import train
-from sweeps import queue
+from sweeps import scheduler
 from tests.command_line import Outcome, ceteris
 from tests.slurm import PrivateSlurm
 
@@ -149,7 +149,7 @@ class Desk:
 
 def jobs_in_queue() -> list[str]:
     """Elements that are queued or run, each once."""
-    return queue.ask("squeue", "-h", "-r", "-o", "%F_%K").split()
+    return scheduler.ask("squeue", "-h", "-r", "-o", "%F_%K").split()
 
 
 def processes_of(slurm: PrivateSlurm, job: str) -> list[int]:

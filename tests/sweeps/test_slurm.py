@@ -14,7 +14,7 @@ import pytest
 from experiments import loader
 from experiments.record import Run, read_json, read_rows
 from experiments.trainer import train
-from sweeps import queue
+from sweeps import scheduler
 from tests.command_line import ceteris, start
 from tests.slurm import PrivateSlurm
 from tests.slurm_desk import Desk, jobs_in_queue, processes_of
@@ -64,7 +64,7 @@ def test_a_warned_job_saves_requeues_and_ends_as_if_nothing_had_been(here: Desk)
     here.until(here.reached.exists)
     here.wait("gated", lambda states: set(states.values()) == {"running"})
     for job in jobs_in_queue():
-        queue.ask("scancel", "--signal=USR2", job)
+        scheduler.ask("scancel", "--signal=USR2", job)
     here.gate.touch()
     here.done("gated")
     attempts = read_json(
@@ -85,7 +85,9 @@ def test_killed_runs_are_told_retried_and_end_as_if_nothing_had_been(
     whole = here.job("gated", "RMSNorm-1")
     for pid in processes_of(slurm, whole):  # all of a job, without a word
         os.kill(pid, signal.SIGKILL)
-    queue.ask("scancel", here.job("gated", "baseline-1"))  # by somebody who does not know Ceteris
+    scheduler.ask(
+        "scancel", here.job("gated", "baseline-1")
+    )  # by somebody who does not know Ceteris
     here.gate.touch()
     here.wait("gated", lambda states: not {"running", "queued"} & {*states.values()})
     rows = here.status("gated")
@@ -155,7 +157,7 @@ def test_a_pack_shares_one_job_and_goes_back_with_what_it_lacks(here: Desk) -> N
     states = here.states("gated")
     assert sorted(states.values()) == ["queued", "queued", "running", "running"]
     (job,) = {row["job"] for row in here.status("gated").values()}
-    queue.ask("scancel", "--signal=USR2", job)
+    scheduler.ask("scancel", "--signal=USR2", job)
     here.gate.touch()
     here.done("gated")
     here.undisturbed("gated")

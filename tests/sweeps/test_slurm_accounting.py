@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments.record import read_json, write_json
-from sweeps import queue
+from sweeps import scheduler
 from tests.command_line import ceteris, desk
 from tests.slurm import PrivateSlurm
 from tests.slurm_desk import Desk
@@ -39,7 +39,7 @@ def test_a_full_queue_takes_what_it_can_and_the_rest_later(here: Desk) -> None:
     assert len([*(here.root / "slurm").glob("*/submission.json")]) == 1  # nothing of the refused
     assert sorted(here.states("tiny").values()) == ["pending", "pending", "queued", "queued"]
     ceteris("cancel", "tiny")
-    here.until(lambda: not queue.ask("squeue", "-h").strip())
+    here.until(lambda: not scheduler.ask("squeue", "-h").strip())
     here.cluster(account="lab")
     assert "4 submitted now" in here.submit("tiny").err
     here.done("tiny")
@@ -63,7 +63,7 @@ def test_what_squeue_has_forgotten_the_accounting_tells(
     here.submit("tiny")
     here.wait("tiny", lambda states: set(states.values()) == {"failed"})
     job = here.job("tiny", "RMSNorm-1")
-    here.until(lambda: "FAILED" in queue.ask("sacct", "-n", "-X", "-o", "State", "-j", job))
+    here.until(lambda: "FAILED" in scheduler.ask("sacct", "-n", "-X", "-o", "State", "-j", job))
     silent = tmp_path / "bin" / "squeue"
     silent.parent.mkdir()
     silent.write_text("#!/bin/sh\nexit 0\n")
@@ -78,7 +78,7 @@ def test_the_jobs_of_another_slurm_on_the_same_folder_are_left_to_it(here: Desk)
     here.submit("tiny")
     (record,) = here.root.glob("slurm/*/submission.json")
     told = read_json(record)
-    queue.ask("scancel", told["job"])
+    scheduler.ask("scancel", told["job"])
     write_json(record, told | {"slurm": "elsewhere"})
     row = here.status("tiny")["RMSNorm-1"]
     assert row["state"] == "queued"
