@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -156,7 +157,8 @@ def train(
 
 def at(root: Path) -> str:
     """The --runs option for a suggested command, where it is needed."""
-    return "" if str(root) == os.environ.get("CETERIS_RUNS", "runs") else f" --runs {root}"
+    usual = os.environ.get("CETERIS_RUNS", "runs")
+    return "" if str(root) == usual else f" --runs {shlex.quote(str(root))}"
 
 
 @cli.command()
@@ -360,12 +362,13 @@ def submit(
         return
     if planned.missing:
         planning.check_data(designed)
-    manifest.write(root, planned.manifest)
-    record = manifest.load(root, designed.name)
     if local:
+        manifest.write(root, planned.manifest)
+        record = manifest.load(root, designed.name)
         carry_out(record, root, file.cluster.workers, as_json, file.cluster.workers_per_gpu)
     else:
-        say_sent(control.submit(root, record, file), record["name"], root, as_json)
+        sent = control.submit(root, planned.manifest, file)
+        say_sent(sent, designed.name, root, as_json)
 
 
 def needed(cluster: str | None) -> str:
@@ -412,7 +415,8 @@ def say_sent(sent: Any, name: str, root: Path, as_json: bool) -> None:
     else:
         for s in made:
             runs = sum(map(len, s.tasks))
-            packed = f" in {len(s.tasks)} jobs" if runs > len(s.tasks) else ""
+            count = len(s.tasks)
+            packed = f" in {count} job{'s' * (count != 1)}" if runs > count else ""
             click.echo(f"job {s.job}: {runs} run{'s' * (runs != 1)}{packed}")
     done = sum(row.state in ("done", "diverged") for row in sent.rows)
     say(f"{name}: {done} finished before, {len(sent.underway)} running or queued already, "
@@ -423,7 +427,9 @@ def say_sent(sent: Any, name: str, root: Path, as_json: bool) -> None:
             f"later, for the rest, the same again; meanwhile: python run.py status {name}{at(root)}"
         )
         sys.exit(2)
-    say(f"next: python run.py status {name} --watch{at(root)}")
+    unfinished = bool(made) or bool(sent.underway)
+    what = f"status {name} --watch" if unfinished else f"table {name}"
+    say(f"next: python run.py {what}{at(root)}")
 
 
 def carry_out(
@@ -440,7 +446,7 @@ def carry_out(
         say(f"stopped; nothing is lost. Go on with: python run.py retry {record['name']}{at(root)}")
         sys.exit(130)
     if outcome.failed:
-        say("\n".join(states.failures(states.sweep_status(root, record), root)))
+        say("\n".join(states.failures(states.sweep_status(root, record))))
         say(f"next: python run.py retry {record['name']}{at(root)}")
         sys.exit(1)
     say(f"next: python run.py sample {record['name']} --prompt 'Return the'{at(root)}")
@@ -550,6 +556,8 @@ def cancel(name: str, root: Path, dry_run: bool, as_json: bool) -> None:
 
     lines = control.cancel(root, manifest.load(root, name), dry_run=dry_run)
     out({"schema": 1, "cancelled": lines}) if as_json else click.echo("\n".join(lines) or "nothing")
+    if lines and not dry_run:
+        say(f"next, to go on: python run.py retry {name}{at(root)}")
 
 
 @cli.command()

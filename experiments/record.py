@@ -227,7 +227,7 @@ class Run:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = os.open(self / "lock", os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise disk_error(error, self.folder) from error
         try:

@@ -21,6 +21,7 @@ from experiments.record import FINISHED, Run, write_atomically
 from sweeps import manifest, queue, scheduler, slurm, status
 from sweeps.cluster import Cluster, ClusterFile
 from sweeps.queue import Place
+from sweeps.scheduler import Element, View
 from sweeps.status import Row
 
 UNDERWAY = (*FINISHED, "running", "queued")
@@ -42,7 +43,7 @@ class Sent:
 
 
 def submit(root: Path, record: Mapping[str, Any], file: ClusterFile, again: bool = False) -> Sent:
-    """Submits what a sweep lacks and nobody works on or has queued.
+    """Submits what a sweep lacks and nobody works on or has queued, and writes its manifest.
 
     Args:
         again: only those that failed, were cut off or taken back, not those never submitted.
@@ -51,18 +52,27 @@ def submit(root: Path, record: Mapping[str, Any], file: ClusterFile, again: bool
         UserError: Slurm gives no answer, or takes none of them; in its own words.
     """
     with queue.lock(root):
+        slurm.clear_up(root)
         rows = certain(root, record)
-        before = queue.places(root) if again else {}
+        submitted_before = queue.places(root) if again else {}
         wanted = {
             row.id
             for row in rows
-            if (is_freed(row, before) if again else row.state not in UNDERWAY)
+            if (is_freed(row, submitted_before) if again else row.state not in UNDERWAY)
         }
         jobs = [job for job in manifest.jobs(record) if job.id in wanted]
+        path = manifest.path_of(root, record["name"])
+        before = path.read_bytes() if path.exists() else None
+        manifest.write(root, record)  # before the jobs that begin at once; not if none is taken
         if not jobs:
             return Sent(rows, slurm.Submitted(()))
         manifest.cancel_marker(root, record["name"]).unlink(missing_ok=True)
-        return Sent(rows, slurm.submit(root, record["name"], jobs, file))
+        try:
+            submitted = slurm.submit(root, record["name"], jobs, file)
+        except BaseException:
+            path.unlink() if before is None else path.write_bytes(before)
+            raise
+        return Sent(rows, submitted)
 
 
 def lacking(root: Path, record: Mapping[str, Any]) -> list[manifest.Job]:
@@ -99,40 +109,46 @@ def cancel(root: Path, record: Mapping[str, Any], *, dry_run: bool = False) -> l
         What was done (or would be), a line for each run and one for those not begun.
     """
     with queue.lock(root) if queue.folder(root).is_dir() else contextlib.nullcontext():
+        if not dry_run:
+            slurm.clear_up(root)
         view = status.unfinished(root, [job.id for job in manifest.jobs(record)])
         rows = [r for r in status.sweep_status(root, record, view) if r.state not in FINISHED]
+        if view.answer.silence:
+            raise UserError(f"Slurm gives no answer, nothing is cancelled: {view.answer.silence}")
+        held = {row.id: element for row in rows if (element := in_slurm(row, view))}
+        own = {row.id for row in rows if row.id in held
+               and view.places[row.id].submission.sweep == record["name"]}  # fmt: skip
+        queued = sorted({e.job for id, e in held.items() if id in own and e.waiting})
         if rows and not dry_run:
+            for start in range(0, len(queued), IDS_AT_ONCE):  # which Slurm may refuse
+                scheduler.ask("scancel", *queued[start : start + IDS_AT_ONCE])
             write_atomically(manifest.cancel_marker(root, record["name"]), "")
-        lines: list[str] = []
-        queued: set[str] = set()
+        lines = []
         for row in rows:
-            place = view.places.get(row.id)
-            element = view.answer.of(place) if place else None
-            if row.state not in ("running", "queued"):
-                continue
-            if place is None or element is None or element.ended:
-                if row.state == "running":
-                    lines.append(f"{who(row)}: {stop_here(Run(root, row.id), row, dry_run)}")
-            elif place.submission.sweep != record["name"]:
-                other = place.submission.sweep
-                lines.append(f"{who(row)}: job {row.job} is of the sweep {other}: left alone")
-            elif element.waiting:
-                queued.add(element.job)
-                lines.append(f"{who(row)}: job {row.job} leaves the queue")
-            else:  # it looks for the marker by itself, and saves for as long as that takes
-                lines.append(f"{who(row)}: job {row.job} saves a checkpoint and stops")
-        for start in range(0, 0 if dry_run else len(queued), IDS_AT_ONCE):
-            scheduler.ask("scancel", *sorted(queued)[start : start + IDS_AT_ONCE])
+            element = held.get(row.id)
+            if row.state == "running" and element is None:
+                lines.append(f"{who(row)}: {stop_here(Run(root, row.id), row, dry_run)}")
+            elif row.state in ("running", "queued") and element is not None:
+                # One that runs looks for the marker, and saves for as long as that takes.
+                what = "leaves the queue" if element.waiting else "saves a checkpoint and stops"
+                if row.id not in own:
+                    what = f"is of the sweep {view.places[row.id].submission.sweep}: left alone"
+                lines.append(f"{who(row)}: job {element.job} {what}")
     waiting = sum(row.state not in ("running", "queued") for row in rows)
     if waiting:
-        lines.append(f"{record['name']}: {waiting} more not started, until it is run again")
-    if view.answer.silence:
-        lines.append(f"Slurm gives no answer, its jobs were not cancelled: {view.answer.silence}")
+        lines.append(f"{record['name']}: {waiting} more will not start until it is run again")
     return lines
 
 
 def who(row: Row) -> str:
     return f"{row.label} s{row.seed} ({row.id})"
+
+
+def in_slurm(row: Row, view: View) -> Element | None:
+    """The job that a run was last submitted in, if it is still there."""
+    place = view.places.get(row.id)
+    element = view.answer.of(place) if place else None
+    return element if element is not None and not element.ended else None
 
 
 def stop_here(run: Run, row: Row, dry_run: bool) -> str:

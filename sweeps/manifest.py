@@ -117,7 +117,7 @@ def load(root: Path, name: str) -> dict[str, Any]:
         known = sorted(p.stem for p in (root / "sweeps").glob("*.json"))
         raise UserError(
             f"no sweep '{name}' in {root}{did_you_mean(Path(name).stem, known)}; "
-            "make it with: run.py sweep FILE"
+            "make it with: run.py sweep FILE, or submit FILE"
         )
     data = read_json(path)
     if data.get("schema") != SCHEMA:

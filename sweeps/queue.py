@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import getpass
 import os
 import socket
 from collections.abc import Iterator, Mapping
@@ -44,7 +43,7 @@ class Submission:
     time: float
     slurm: str | None = None
     job: str | None = None
-    user: str = field(default_factory=getpass.getuser)
+    user: int = field(default_factory=os.getuid)
     host: str = field(default_factory=socket.gethostname)
 
     @property

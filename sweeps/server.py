@@ -168,10 +168,13 @@ def serve(descriptor: int, settings: Settings) -> None:
                     stop(children, message["number"])
                     continue
                 job = Job(**message["job"])
+                # Held back until the child has its own way with it: else it would be lost there.
+                signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
                 server, pid = os.getpid(), os.fork()
                 if pid == 0:
                     channel.close()
                     work(job, settings, message["threads"], message["device"], server)
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
                 children[pid] = job.id
                 lines.send(said="started", id=job.id, pid=pid)
 

@@ -10,7 +10,6 @@ taken before stays on record.
 from __future__ import annotations
 
 import contextlib
-import getpass
 import io
 import os
 import re
@@ -48,6 +47,14 @@ class Submitted:
     refusal: str | None = None
 
 
+def on_gpus(experiment: dict[str, Any], cluster: Cluster) -> dict[str, Any]:
+    """Where GPUs are paid for, a run that finds none fails, and does not train on a CPU."""
+    execution = experiment.get("execution", {})
+    if cluster.gpus_per_node and execution.get("device") == "auto":
+        return {**experiment, "execution": {**execution, "device": "cuda"}}
+    return experiment
+
+
 def pack(jobs: Sequence[Job], runs_per_job: int) -> list[tuple[Job, ...]]:
     """Runs in the order in which they are wanted, as many to a job as the cluster file says."""
     return [tuple(jobs[i : i + runs_per_job]) for i in range(0, len(jobs), runs_per_job)]
@@ -60,10 +67,16 @@ def submit(root: Path, sweep: str, jobs: Sequence[Job], file: ClusterFile) -> Su
         UserError: Slurm is not there, or took none of them; in its own words.
     """
     cluster = file.cluster
+    if set("%\\") & set(str(root.resolve())):
+        raise UserError(f"{root}: Slurm can't write logs below a path with % or \\; use another")
     scheduler.ask("sbatch", "--version")
     code = snapshot.take(root)
     seen: dict[str, str] = {}  # a file imported by many is copied once, as it is now
-    frozen = [replace(job, experiment=snapshot.imports(job.experiment, root, seen)) for job in jobs]
+    kept = (snapshot.imports(job.experiment, root, seen) for job in jobs)
+    frozen = [
+        replace(job, experiment=on_gpus(experiment, cluster))
+        for job, experiment in zip(jobs, kept, strict=True)
+    ]
     waiting = pack(frozen, cluster.runs_per_job)
     size = max_array()
     done: list[Submission] = []
@@ -107,10 +120,9 @@ def submit_array(
         snapshot=code.id,
         slurm=scheduler.setting("ClusterName"),
         time=time.time(),
-        user=getpass.getuser(),
     )
     submission.write(None)
-    words = io.StringIO()
+    words, made = io.StringIO(), None
     try:
         executor = make_executor(submission, cluster)
         calls = [task_of(root, sweep, runs, cluster) for runs in tasks]
@@ -123,20 +135,43 @@ def submit_array(
             else:
                 with executor.batch():
                     made = [executor.submit(call) for call in calls]
-    except Exception as error:
-        known = refused_by_slurm(error)
-        if known is None:
+    except BaseException as error:  # Ctrl-C too
+        take_back(submission)
+        if (known := refused_by_slurm(error)) is None:
             raise
-        with contextlib.suppress(NoSlurm):  # an answer that came too late may be a job after all
-            scheduler.ask("scancel", f"--name={submission.name}")
-        shutil.rmtree(submission.folder, ignore_errors=True)
         raise NoSlurm(scheduler.said("sbatch", known)) from error
     job = str(made[0].job_id).partition("_")[0]
     submission.write(job)
     return replace(submission, job=job)
 
 
-def refused_by_slurm(error: Exception) -> str | None:
+def take_back(submission: Submission) -> None:
+    """Undoes a submission that was not carried out whole: its jobs could only fail."""
+    with contextlib.suppress(NoSlurm):  # there may be none; an answer that came late is one
+        scheduler.ask("scancel", f"--name={submission.name}")
+    shutil.rmtree(submission.folder, ignore_errors=True)
+
+
+def clear_up(root: Path) -> None:
+    """Brings to an end what a submitter was killed in; to be called with `queue.lock` held.
+
+    A submission without an id that is all there is given the id that Slurm knows, others go.
+    """
+    for submission in queue.submissions(root):
+        if submission.job is None:
+            answer = scheduler.look([submission])
+            if answer.silence or answer.foreign(submission):
+                continue
+            job = answer.job(submission)
+            single = len(submission.tasks) == 1
+            names = [job if single else f"{job}_{i}" for i in range(len(submission.tasks))]
+            if job and all((submission.folder / f"{n}_submitted.pkl").exists() for n in names):
+                submission.write(job)
+            else:
+                take_back(submission)
+
+
+def refused_by_slurm(error: BaseException) -> str | None:
     """sbatch's own words, if it was sbatch that failed."""
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
@@ -206,9 +241,9 @@ def check(text: str, file: ClusterFile) -> str:
     """
     try:
         with clean_environment(file.cluster, {}):
-            return scheduler.said(
-                "sbatch", scheduler.call("sbatch", "--test-only", text=text).stderr
-            )
+            told = scheduler.call("sbatch", "--test-only", text=text).stderr
+        found = re.search(r"Job \d+ (.+)", told)
+        return "Slurm would take it" + (f", {found[1]}" if found else "")
     except scheduler.NotInstalled as error:
         return f"not checked: {error}"
     except NoSlurm as error:

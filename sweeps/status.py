@@ -50,6 +50,7 @@ class Row:
         job: the Slurm job that it was last submitted in.
         note: why it waits, failed, diverged or was cut off, in one line.
         log: the last lines of its log, if it failed or nobody knows how it is.
+        log_file: which log they are of: the run's, or Slurm's where the run printed nothing.
     """
 
     id: str
@@ -69,6 +70,7 @@ class Row:
     job: str | None = None
     note: str | None = None
     log: tuple[str, ...] = ()
+    log_file: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         names = {"train_loss": "train/loss", "val_loss": "val/loss"}
@@ -128,8 +130,7 @@ def read(root: Path, job: manifest.Job, sweep: str | None, view: View | None = N
         state, known = "failed", {"note": str(error)}
     known.setdefault("steps", planned_steps(job.experiment))
     if state in ("failed", "stale"):
-        slurm = tail(place.log(number.partition("_")[0]), LOG_LINES) if number and place else []
-        known["log"] = tuple(tail(run / "log.txt", LOG_LINES) or slurm)
+        known |= last_lines(run, place, number)
     return Row(job.id, state, job.label or None, job.seed, sweep, job=number, **known)
 
 
@@ -174,9 +175,15 @@ def in_queue(run: Run, state: str, place: Place, answer: Answer) -> tuple[str, s
     return "interrupted" if cancelled else "failed", scheduler.cause(element, place.submission)
 
 
-def slurm_log(place: Place | None, number: str | None) -> list[str]:
-    """The end of what Slurm printed for a run that came to print nothing itself."""
-    return tail(place.log(number.partition("_")[0]), LOG_LINES) if place and number else []
+def last_lines(run: Run, place: Place | None, number: str | None) -> dict[str, Any]:
+    """The end of a run's log, or of Slurm's where the run came to print nothing."""
+    logs = [run / "log.txt"]
+    if place is not None and number is not None:
+        logs.append(place.log(number.partition("_")[0]))
+    for path in logs:
+        if lines := tail(path, LOG_LINES):
+            return {"log": tuple(lines), "log_file": str(path)}
+    return {}
 
 
 def waits_for(element: Element) -> str:
@@ -301,7 +308,7 @@ def duration(seconds: float | None) -> str:
     return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
 
 
-def failures(rows: Sequence[Row], root: Path) -> list[str]:
+def failures(rows: Sequence[Row]) -> list[str]:
     """Why each failed run failed, where its log is, and the log's last lines."""
     lines: list[str] = []
     for row in rows:
@@ -309,7 +316,8 @@ def failures(rows: Sequence[Row], root: Path) -> list[str]:
             if len(lines) > MOST_ROWS:
                 return [*lines, "… and more: --json has them all"]
             who = row.id if row.label is None else f"{row.label} s{row.seed}"
-            lines.append(f"{row.state}: {who}: {row.note}  ({Run(root, row.id) / 'log.txt'})")
+            where = f"  ({row.log_file})" if row.log_file else ""
+            lines.append(f"{row.state}: {who}: {row.note}{where}")
             lines += [f"    {line[:200]}" for line in row.log]
     return lines
 
@@ -345,11 +353,10 @@ def command(root: Path, name: str | None, *, as_json: bool = False, watch: bool 
         data = globals()["as_json"](rows, title) | {"silence": silence}
         print(json.dumps(data, indent=1, ensure_ascii=False))
         return
-    if not (watch and tty):
-        console.print(shown(rows))
+    console.print(shown(rows))
     if silence:
         print(f"Slurm gives no answer: {silence}", file=sys.stderr)
-    for line in failures(rows, root):
+    for line in failures(rows):
         print(line)
 
 
@@ -368,7 +375,7 @@ def follow(look: Any, shown: Any, console: Any) -> list[Row]:
     if console is None:
         return list(looks())[-1]
     rows: list[Row] = []
-    with Live(console=console, auto_refresh=False, vertical_overflow="visible") as live:
+    with Live(console=console, auto_refresh=False, transient=True) as live:
         for rows in looks():
             live.update(shown(rows), refresh=True)
     return rows

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from experiments.record import Run
+from experiments.record import Run, whereabouts
 from sweeps import live, local, manifest, worker
 from sweeps.manifest import Job
 
@@ -103,7 +103,7 @@ class Task:
         if here.rank == 0:
             wait_for(lambda: not (run.locked and before_us(run)) or bool(caught), LOST_SECONDS)
             (run / "failure.json").unlink(missing_ok=True)
-            worker.log_to(run, f"the first of {here.world_size}, job {this_job()}")
+            worker.log_to(run, f"the first of {here.world_size}")
         os.environ.setdefault("OMP_NUM_THREADS", str(self.cores))
 
         def carry_out() -> None:
@@ -219,8 +219,7 @@ def this_job() -> str:
 
     SLURM_JOB_ID won't do: that of the element last begun is the whole array's too.
     """
-    array = os.environ.get("SLURM_ARRAY_JOB_ID")
-    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
+    return str(whereabouts()["job"])
 
 
 def before_us(run: Run) -> bool:

@@ -12,7 +12,6 @@ import faulthandler
 import importlib
 import os
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -21,7 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from experiments.record import SCHEMA, Interrupted, Locked, Run, UserError, write_json
+from experiments.record import (
+    SCHEMA,
+    Interrupted,
+    Locked,
+    Run,
+    UserError,
+    whereabouts,
+    write_json,
+)
 from sweeps import manifest
 
 DONE, FAILED, INTERRUPTED, ELSEWHERE = 0, 1, 75, 76  # exit codes of a run's process
@@ -103,6 +110,7 @@ def prepare(run: Run, threads: int, device: str | None, server: int) -> None:
     signal.set_wakeup_fd(-1)
     for number in CAUGHT:
         signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != server:  # it went in between
@@ -119,14 +127,14 @@ def prepare(run: Run, threads: int, device: str | None, server: int) -> None:
 def log_to(run: Run, what: str) -> None:
     """Sends all that this process prints to the run's log.txt, under a line that says who it is."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    log = os.open(run / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    log = os.open(run / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((nothing, 0), (log, 1), (log, 2)):
         os.dup2(source, target)
     faulthandler.enable(2)
-    where = f" on {socket.gethostname()}" if "SLURM_JOB_ID" in os.environ else ""
-    began = time.strftime("%Y-%m-%d %H:%M:%S")
-    print(f"── {began}  process {os.getpid()}{where}, {what}", flush=True)
+    began, here = time.strftime("%Y-%m-%d %H:%M:%S"), whereabouts()
+    job = f" of job {here['job']} on {here.get('node', here['host'])}" if here["job"] else ""
+    print(f"── {began}  process {os.getpid()}{job}, {what}", flush=True)
 
 
 def fail(run: Run, error: str) -> int:

@@ -236,7 +236,11 @@ WORDS = [
         "(see: run.py table --help)",
     ),
     *[
-        (f"{verb} demo", "no sweep 'demo' in runs (none is known); make it with: run.py sweep FILE")
+        (
+            f"{verb} demo",
+            "no sweep 'demo' in runs (none is known); make it with: run.py sweep FILE, "
+            "or submit FILE",
+        )
         for verb in ("status", "table", "retry", "cancel", "sample", "table --json")
     ],
     ("generate abc", "no run 'abc' in runs (no runs yet)"),

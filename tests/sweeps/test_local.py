@@ -20,7 +20,7 @@ import pytest
 from components.registry import UserError
 from experiments import loader
 from experiments.record import Run, read_json, read_rows
-from sweeps import control, live, local, machine, manifest
+from sweeps import control, live, local, machine, manifest, server, worker
 from sweeps.manifest import Job
 
 HERE = Path(__file__).parent
@@ -116,6 +116,21 @@ def test_what_a_run_prints_and_its_traceback_are_in_its_log(tmp_path: Path) -> N
     assert "hello from row 0" in log
     assert "Traceback" in log
     assert "Segmentation fault" in (Run(tmp_path, segfault.id) / "log.txt").read_text()
+
+
+def test_a_stop_that_comes_with_the_start_is_not_lost(tmp_path: Path) -> None:
+    (job,) = jobs_of(LINGER)
+    settings = worker.Settings(str(tmp_path), "fake_runs:train", ("fake_runs",))
+    plain = {**dataclasses.asdict(job), "experiment": LINGER}
+    with server.Server(settings) as forking:
+        both = [{"do": "start", "job": plain, "threads": 1, "device": None},
+                {"do": "signal", "number": signal.SIGTERM}]  # fmt: skip
+        text = "".join(json.dumps(message) + "\n" for message in both)
+        forking.lines.channel.sendall(text.encode())  # read as one
+        said: list[dict[str, Any]] = []
+        while not (said and said[-1]["said"] == "ended"):
+            said += forking.messages(1.0)
+    assert said[-1]["code"] in (worker.INTERRUPTED, -signal.SIGTERM)
 
 
 def test_finished_runs_are_not_run_again_and_failed_ones_are(tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ def test_a_run_on_a_lost_node_goes_on_elsewhere(here: Desk, slurm: PrivateSlurm)
 
 def test_a_pack_shares_one_job_and_goes_back_with_what_it_lacks(here: Desk) -> None:
     here.cluster(runs_per_job=4, cpus_per_task=2)
-    assert "4 runs in 1 jobs" in here.submit("gated").out
+    assert "4 runs in 1 job" in here.submit("gated").out
     here.until(here.reached.exists)
     here.wait("gated", lambda states: list(states.values()).count("running") == 2)
     states = here.states("gated")

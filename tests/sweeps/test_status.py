@@ -183,7 +183,7 @@ def test_cancel_asks_the_process_that_holds_the_run(
     lines = control.cancel(tmp_path, record)
     assert lines == dry
     assert f"process {holder.pid} saves a checkpoint and stops" in lines[0]
-    assert lines[1] == "demo: 1 more not started, until it is run again"
+    assert lines[1] == "demo: 1 more will not start until it is run again"
     assert holder.wait() == 0
     assert manifest.cancel_marker(tmp_path, "demo").exists()
 
@@ -230,7 +230,7 @@ def test_retry_frees_failed_and_interrupted_runs_and_the_sweep(tmp_path: Path) -
     record = sweep("a-s0", "b-s0", "c-s0")
     control.cancel(tmp_path, record)
     rows = status.sweep_status(tmp_path, record)
-    assert "row 0 s0: out of luck" in status.failures(rows, tmp_path)[0]
+    assert "row 0 s0: out of luck" in status.failures(rows)[0]
     expected = ["a-s0  row 0 s0  failed: out of luck", "b-s0  row 1 s0  interrupted"]
     found, cluster = control.to_retry(tmp_path, record)
     assert control.described(found) == expected
