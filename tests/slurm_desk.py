@@ -26,6 +26,7 @@ from tests.slurm import PrivateSlurm
 PATIENCE = 180.0  # seconds; ends a test that hangs, long after it should have ended
 
 GATED = '''
+import os
 import time
 from pathlib import Path
 from components.registry import register
@@ -41,6 +42,7 @@ class Gated:
         if step == self.at:
             while not self.gate.exists():
                 self.gate.with_suffix(".reached").touch()
+                self.gate.with_suffix(f".held-{os.getpid()}").touch()
                 time.sleep(0.02)
         if self.gate.with_suffix(".broken").exists():
             raise RuntimeError("the sky fell")
@@ -119,6 +121,11 @@ class Desk:
         return ceteris("status", name).out + "\n".join(
             f"{p}:\n{p.read_text()[-800:]}" for p in logs
         )
+
+    def held(self, name: str) -> None:
+        """Waits until every run of a sweep is held at the gate."""
+        runs = len(self.status(name))
+        self.until(lambda: len([*self.folder.glob("gate.held-*")]) == runs, lambda: self.told(name))
 
     @property
     def reached(self) -> Path:

@@ -77,13 +77,6 @@ def attempts(here: Desk, name: str, key: str) -> list[dict[str, Any]]:
     return found
 
 
-def until_they_train(here: Desk) -> None:
-    """All runs of the sweep `gated`: they run, and have measured something."""
-    here.wait("gated", lambda states: set(states.values()) == {"running"})
-    ids = [row["id"] for row in here.status("gated").values()]
-    here.until(lambda: all((Run(here.root, id) / "metrics.jsonl").exists() for id in ids))
-
-
 def job_logs(here: Desk) -> str:
     """What Slurm and the process that starts the runs have printed."""
     return "".join(path.read_text() for path in here.root.glob("slurm/*/*.err"))
@@ -362,7 +355,7 @@ def preempted(here: Desk, *, by: str = "sleep 1") -> None:
     here.sweep("gated", "gated.yaml", rows=[])
     here.cluster(partition="low")
     here.submit("gated")
-    until_they_train(here)
+    here.held("gated")
     high = scheduler.ask("sbatch", "--parsable", "-phigh", "-N2", "--exclusive", "-o/dev/null",
                      "--wrap", by).strip()  # fmt: skip
     here.until(lambda: job_logs(here).count("stopping:") == 2, lambda: here.told("gated"))
@@ -422,7 +415,7 @@ def test_a_run_longer_than_any_job_takes_as_many_as_it_needs(
 def test_a_run_that_outlives_its_node_is_not_trained_twice(here: Desk, slurm: PrivateSlurm) -> None:
     here.sweep("gated", "gated.yaml", rows=[])
     here.submit("gated")
-    until_they_train(here)
+    here.held("gated")
     (node,) = {attempts(here, "gated", f"baseline-{n}")[0]["node"] for n in range(2)}
     slurm.kill_node(node)  # its jobs live, and Slurm gives them to another one
     slurm.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
@@ -600,7 +593,7 @@ def followed(here: Desk) -> str:
 def test_a_followed_log_ends_when_nobody_writes_to_it_any_more(here: Desk) -> None:
     here.sweep("gated", "gated.yaml", rows=[])
     here.submit("gated")
-    until_they_train(here)
+    here.held("gated")
     scheduler.ask("scancel", here.job("gated", "baseline-1"))
     here.gate.touch()
     here.wait("gated", lambda states: states["baseline-1"] == "interrupted")
