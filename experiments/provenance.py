@@ -16,19 +16,19 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from experiments.record import read_json, whereabouts
 
 PACKAGES = (
     *("torch", "accelerate", "numpy", "pydantic", "tokenizers", "datasets", "safetensors"),
     "einops",
 )
-LARGEST_PATCH = 1 << 20  # bytes
+LARGEST_PATCH = 1 << 20  # characters
 
 
 def describe(device: str, processes: int, sharding: str | None = None) -> dict[str, Any]:
     """What an attempt at a run ran on and from; no variables of the environment but Slurm's ids."""
+    import torch  # here, since `submit` asks only for `git`
+
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -54,7 +54,7 @@ def source(folder: Path) -> dict[str, Any]:
     """
     path = folder / "snapshot.json"
     if not path.exists():
-        return {"git": git(folder / "experiments")}
+        return {"git": git(folder)}
     known = read_json(path)
     return {"snapshot": {"id": known.get("id")}, "git": known.get("git")}
 
@@ -76,7 +76,7 @@ def cpu() -> str:
 
 
 def git(folder: Path) -> dict[str, Any] | None:
-    """Commit and uncommitted changes of the source; None where it is no checkout."""
+    """Commit and uncommitted changes of a folder of source; None where it is no checkout."""
 
     def ask(*words: str) -> str | None:
         try:
@@ -88,8 +88,8 @@ def git(folder: Path) -> dict[str, Any] | None:
         return done.stdout.decode(errors="replace")
 
     commit = ask("rev-parse", "HEAD")
-    if commit is None:
-        return None
+    if commit is None or ask("ls-files", "--error-unmatch", "run.py") is None:
+        return None  # no checkout, or installed somewhere within another one
     patch = ask("diff", "HEAD") or ""
     return {
         "commit": commit.strip(),

@@ -15,7 +15,6 @@ import json
 import os
 import secrets
 import shutil
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from components.registry import UserError
+from experiments.provenance import git
 from experiments.record import disk_error, read_json
 
 SCHEMA = 1
@@ -30,7 +30,6 @@ SOURCE = Path(__file__).parent.parent
 ROOMS = ("components", "experiments", "sweeps", "analysis")
 KINDS = (".py", ".yaml")
 RECORD = "snapshot.json"
-LARGEST_PATCH = 1 << 20  # characters
 
 
 @dataclass(frozen=True)
@@ -174,26 +173,3 @@ def check(folder: Path, contents: Mapping[str, bytes]) -> None:
             f"{folder}: {told}: changed since it was kept for submitted runs; move this folder "
             "away and do the same again"
         )
-
-
-def git(folder: Path) -> dict[str, str] | None:
-    """Commit and uncommitted changes of the source; None where it is no checkout.
-
-    As provenance.git says it of a run, asked here without torch.
-    """
-
-    def ask(*words: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(folder), *words], capture_output=True, timeout=20, check=True
-            )
-        except (OSError, subprocess.SubprocessError):
-            return None
-        return done.stdout.decode(errors="replace")
-
-    commit = ask("rev-parse", "HEAD")
-    if commit is None or ask("ls-files", "--error-unmatch", "run.py") is None:
-        return None  # no checkout, or installed somewhere within another one
-    patch = ask("diff", "HEAD") or ""
-    kept_patch = patch if len(patch) <= LARGEST_PATCH else f"{len(patch)} characters, not kept"
-    return {"commit": commit.strip(), "patch": kept_patch}

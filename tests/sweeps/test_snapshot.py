@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from components.registry import UserError
+from experiments import provenance
 from sweeps import snapshot
 from tests.conftest import ROOT
 
@@ -121,7 +122,7 @@ def test_a_snapshot_of_a_snapshot_is_the_same_one_with_the_same_origin(
 def test_source_that_merely_lies_in_a_checkout_is_not_that_checkouts(source: Path, tmp_path: Path):
     git(tmp_path, "init", "-q")
     git(tmp_path, "commit", "-qm", "of something else", "--allow-empty")
-    assert snapshot.git(source) is None
+    assert provenance.git(source) is None
 
 
 def test_what_was_kept_is_read_only_and_an_edit_of_it_is_told(source: Path, tmp_path: Path):
