@@ -33,8 +33,10 @@ def there(name):
 
 @register("norm", "test_patient")
 class Patient(RMSNorm):
-    \"\"\"Takes its time while a file `hold` is there.\"\"\"
+    \"\"\"Takes its time while a file `hold` is there, and waits while `wait` is.\"\"\"
     def forward(self, x):
+        while not x.is_meta and there("wait"):
+            time.sleep(0.02)
         if not x.is_meta and there("hold"):
             time.sleep(0.02)
         return super().forward(x)
@@ -395,11 +397,12 @@ def test_cancel_stops_the_sweep_of_another_process(patient: Path) -> None:
 
 
 def test_two_sweeps_at_once_share_their_runs_and_train_each_once(patient: Path) -> None:
+    Path("hold").rename("wait")
     other = start("sweep", "pair.yaml", "--workers", 1)
 
     def let_go() -> None:
         wait_until(lambda: at_work(Path("runs"), 2))
-        Path("hold").unlink()
+        Path("wait").unlink()
 
     letting_go = threading.Thread(target=let_go)
     letting_go.start()
