@@ -152,7 +152,7 @@ def look(wanted: Sequence[Submission]) -> Answer:
     elements: dict[tuple[str, int], Element] = {}
     try:
         ask("scontrol", "ping")  # which says at once that nobody is there; squeue waits long
-        slurm = setting("ClusterName")
+        slurm = configured("ClusterName")
         wanted = [s for s in wanted if s.slurm in (None, slurm)]
         jobs = {s.name: s.job for s in wanted if s.job is not None}
         for start in range(0, len(wanted), NAMES_AT_ONCE):
@@ -172,12 +172,14 @@ def look(wanted: Sequence[Submission]) -> Answer:
     return Answer(elements, slurm, jobs)
 
 
-def setting(name: str) -> str | None:
-    """A setting of this Slurm; None if it gives no answer."""
-    with contextlib.suppress(NoSlurm):
-        found = re.search(rf"^{name}\s*=\s*(\S+)", ask("scontrol", "show", "config"), re.MULTILINE)
-        return found[1] if found else None
-    return None
+def configured(name: str) -> str | None:
+    """A setting of this Slurm.
+
+    Raises:
+        NoSlurm: it gives no answer.
+    """
+    found = re.search(rf"^{name}\s*=\s*(\S+)", ask("scontrol", "show", "config"), re.MULTILINE)
+    return found[1] if found else None
 
 
 _FIELDS = ("Name", "ArrayJobID", "ArrayTaskID", "State", "Reason", "NodeList", "exit_code")

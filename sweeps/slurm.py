@@ -118,7 +118,7 @@ def submit_array(
         tasks=tuple(tuple(job.id for job in task) for task in tasks),
         cluster=cluster.model_dump(mode="json"),
         snapshot=code.id,
-        slurm=scheduler.setting("ClusterName"),
+        slurm=scheduler.configured("ClusterName"),
         time=time.time(),
     )
     submission.write(None)
@@ -252,7 +252,9 @@ def check(text: str, file: ClusterFile) -> str:
 
 def max_array() -> int:
     """How many jobs one array may have here."""
-    found = scheduler.setting("MaxArraySize") or ""
+    found = ""
+    with contextlib.suppress(NoSlurm):  # a dry run needs none
+        found = scheduler.configured("MaxArraySize") or ""
     return int(found) if found.isdecimal() and int(found) > 0 else MAX_ARRAY
 
 

@@ -142,8 +142,11 @@ def test_one_that_was_taken_out_of_an_array_is_submitted_again_alone(here: Desk)
 def test_what_cancel_took_back_retry_submits_again(here: Desk) -> None:
     here.cluster(**HELD)
     here.submit("tiny")
+    jobs = {key: row["job"] for key, row in here.status("tiny").items()}
     assert ceteris("cancel", "tiny").out.count("leaves the queue") == 4
     here.until(lambda: not jobs_in_queue())
+    told = {key: (row["state"], row["note"]) for key, row in here.status("tiny").items()}
+    assert told == {key: ("interrupted", f"job {job}: cancelled") for key, job in jobs.items()}
     again = ceteris("retry", "tiny", "--json")
     assert [len(job["runs"]) for job in again.json["jobs"]] == [4], again
 
@@ -233,6 +236,18 @@ def test_queued_runs_are_not_submitted_again_for_one_silent_look(
     again = here.submit("tiny")
     assert once.exists() and again.out == ""
     assert "4 running or queued already, 0 submitted now" in again.err
+    assert len(jobs_in_queue()) == 4
+
+
+def test_a_controller_that_hangs_in_the_middle_of_an_answer_has_given_none(
+    here: Desk, instead: Callable[[str, str], None]
+) -> None:
+    here.cluster(**HELD)
+    here.submit("tiny")
+    instead("scontrol", 'case "$*" in *config*) echo "timed out" >&2; exit 1;; esac; $REAL "$@"')
+    assert ceteris("status", "tiny", "--json").json["silence"] == "scontrol: timed out"
+    refused = ceteris(*SUBMIT)
+    assert (refused.code, refused.out) == (2, "") and "timed out" in refused.err
     assert len(jobs_in_queue()) == 4
 
 
