@@ -392,7 +392,7 @@ def show_submission(planned: Any, file: Any, root: Path, as_json: bool) -> None:
     from sweeps import control, slurm
     from sweeps import plan as planning
 
-    jobs = control.lacking(root, planned.manifest)
+    jobs, silence = control.lacking(root, planned.manifest)
     cost = slurm.cost_text(jobs, file.cluster)
     text = slurm.script(root, planned.name, jobs, file.cluster) if jobs else ""
     if as_json:
@@ -400,7 +400,9 @@ def show_submission(planned: Any, file: Any, root: Path, as_json: bool) -> None:
     else:
         show_rich(planning.render(planned))
         click.echo(f"\n{cost}\n\n{text}", nl=False)
-    if jobs:
+    if silence:
+        say(f"Slurm gives no answer, queued runs are counted as to be submitted: {silence}")
+    elif jobs:
         say(slurm.check(text, file))
 
 
@@ -439,7 +441,12 @@ def carry_out(
     from sweeps import local, manifest
     from sweeps import status as states
 
-    outcome = local.run_manifest(record, root, workers=workers, workers_per_gpu=per_gpu)
+    queued = {row.id for row in states.sweep_status(root, record) if row.state == "queued"}
+    if queued:
+        say(f"{len(queued)} runs are queued on Slurm and left to it (cancel takes them back)")
+    outcome = local.run_manifest(
+        record, root, workers=workers, workers_per_gpu=per_gpu, leave=queued
+    )
     say("")
     show_table(manifest.path_of(root, record["name"]), root, as_json)
     if outcome.interrupted:

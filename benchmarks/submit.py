@@ -38,7 +38,10 @@ def main() -> None:
     if reason := missing():
         sys.exit(f"no real Slurm here: {reason}")
     runs = options.rows * options.seeds
-    with tempfile.TemporaryDirectory() as folder, PrivateSlurm(nodes=2) as slurm:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        PrivateSlurm(nodes=2, config={"MaxJobCount": 10**5}) as slurm,
+    ):
         here = Path(folder)
         write_sweep(here, options.rows, options.seeds)
         env = {**slurm.clean_environment(), "OMP_NUM_THREADS": "1"}

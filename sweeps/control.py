@@ -75,10 +75,12 @@ def submit(root: Path, record: Mapping[str, Any], file: ClusterFile, again: bool
         return Sent(rows, submitted)
 
 
-def lacking(root: Path, record: Mapping[str, Any]) -> list[manifest.Job]:
-    """The runs that `submit` would submit now; without Slurm, those that have no result."""
-    rows = {row.id: row.state for row in status.sweep_status(root, record)}
-    return [job for job in manifest.jobs(record) if rows[job.id] not in UNDERWAY]
+def lacking(root: Path, record: Mapping[str, Any]) -> tuple[list[manifest.Job], str | None]:
+    """The runs that `submit` would submit now; where Slurm is silent, queued ones too, and why."""
+    jobs = list(manifest.jobs(record))
+    view = status.unfinished(root, [job.id for job in jobs])
+    rows = {row.id: row.state for row in status.sweep_status(root, record, view)}
+    return [job for job in jobs if rows[job.id] not in UNDERWAY], view.answer.silence
 
 
 def certain(root: Path, record: Mapping[str, Any]) -> list[Row]:

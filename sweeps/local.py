@@ -13,7 +13,7 @@ import dataclasses
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -70,8 +70,12 @@ def run_manifest(
     *,
     workers: int | None = None,
     workers_per_gpu: int = 1,
+    leave: Collection[str] = (),
 ) -> Outcome:
     """Runs what a sweep still lacks, failed runs among it; shows how it goes on stderr.
+
+    Args:
+        leave: runs that are left to others.
 
     Raises:
         UserError: the record of a run is damaged, or no run can be started here.
@@ -83,7 +87,7 @@ def run_manifest(
     watcher = live.watcher(root)
     try:
         return execute(
-            list(manifest.jobs(record)),
+            [job for job in manifest.jobs(record) if job.id not in leave],
             root,
             workers=workers,
             allotment={"workers_per_gpu": workers_per_gpu},

@@ -122,7 +122,9 @@ def call(*words: str, text: str | None = None) -> subprocess.CompletedProcess[st
         NoSlurm: it is not installed, gave no answer in time, or failed.
     """
     # What people set to see less of the queue must not hide jobs from us.
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("SQUEUE_", "SACCT_"))}
+    env = {
+        k: v for k, v in os.environ.items() if not k.startswith(("SQUEUE_", "SACCT_", "SCANCEL_"))
+    }
     try:
         done = subprocess.run(
             words, input=text, capture_output=True, text=True, timeout=ANSWER_SECONDS,
@@ -155,14 +157,21 @@ def look(wanted: Sequence[Submission]) -> Answer:
         slurm = configured("ClusterName")
         wanted = [s for s in wanted if s.slurm in (None, slurm)]
         jobs = {s.name: s.job for s in wanted if s.job is not None}
+        sizes = {s.name: len(s.tasks) for s in wanted}
         for start in range(0, len(wanted), NAMES_AT_ONCE):
             names = ",".join(s.name for s in wanted[start : start + NAMES_AT_ONCE])
             for line in ask("squeue", *SQUEUE, f"--name={names}").splitlines():
                 name, job, number, state, why, nodes, status, *_ = f"{line}||||||".split("|")
                 jobs.setdefault(name, job)
-                if jobs[name] == job and state:
-                    found = element(job, number, state, why, nodes, ending(status))
-                    elements[name, int(number) if number.isdecimal() else 0] = found
+                if jobs[name] != job or not state:
+                    continue
+                rest = state, why, nodes, ending(status)
+                if number.isdecimal():
+                    elements[name, int(number)] = Element(f"{job}_{number}", *rest)
+                    continue
+                # No index: a job of its own, or what is left of an array that was taken back.
+                for index, one in enumerate(ids(job, sizes[name])):
+                    elements.setdefault((name, index), Element(one, *rest))
     except NoSlurm as error:
         return Answer(silence=str(error))
     forgotten = [s for s in wanted if any((s.name, i) not in elements for i in range(len(s.tasks)))]
@@ -186,9 +195,9 @@ _FIELDS = ("Name", "ArrayJobID", "ArrayTaskID", "State", "Reason", "NodeList", "
 SQUEUE = ("-h", "-r", "-t", "all", "-O", ",".join(f"{name}:|" for name in _FIELDS))
 
 
-def element(job: str, index: str, *rest: str) -> Element:
-    """An element of an array; without an index, a job of its own."""
-    return Element(f"{job}_{index}" if index.isdecimal() else job, *rest)
+def ids(job: str, size: int) -> list[str]:
+    """What the elements of an array are called, or a job of its own."""
+    return [f"{job}_{index}" for index in range(size)] if size > 1 else [job]
 
 
 def ending(status: str) -> str:

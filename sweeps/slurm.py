@@ -240,12 +240,15 @@ def check(text: str, file: ClusterFile) -> str:
         UserError: it would refuse it.
     """
     try:
+        scheduler.ask("sbatch", "--version")
+        scheduler.ask("scontrol", "ping")
+    except NoSlurm as error:
+        return f"not checked: {error}"
+    try:
         with clean_environment(file.cluster, {}):
             told = scheduler.call("sbatch", "--test-only", text=text).stderr
         found = re.search(r"Job \d+ (.+)", told)
         return "Slurm would take it" + (f", {found[1]}" if found else "")
-    except scheduler.NotInstalled as error:
-        return f"not checked: {error}"
     except NoSlurm as error:
         raise UserError(blame(str(error), file)) from error
 
@@ -254,6 +257,7 @@ def max_array() -> int:
     """How many jobs one array may have here."""
     found = ""
     with contextlib.suppress(NoSlurm):  # a dry run needs none
+        scheduler.ask("scontrol", "ping")  # which says so at once
         found = scheduler.configured("MaxArraySize") or ""
     return int(found) if found.isdecimal() and int(found) > 0 else MAX_ARRAY
 

@@ -61,8 +61,7 @@ def test_two_who_submit_at_once_submit_each_run_once(here: Desk) -> None:
 
 def test_a_warned_job_saves_requeues_and_ends_as_if_nothing_had_been(here: Desk) -> None:
     here.submit("gated")
-    here.until(here.reached.exists)
-    here.wait("gated", lambda states: set(states.values()) == {"running"})
+    here.held("gated")
     for job in jobs_in_queue():
         scheduler.ask("scancel", "--signal=USR2", job)
     here.gate.touch()
@@ -78,8 +77,7 @@ def test_killed_runs_are_told_retried_and_end_as_if_nothing_had_been(
     here: Desk, slurm: PrivateSlurm
 ) -> None:
     here.submit("gated")
-    here.until(here.reached.exists)
-    here.wait("gated", lambda states: set(states.values()) == {"running"})
+    here.held("gated")
     rows = here.status("gated")
     os.kill(rows["RMSNorm-0"]["pid"], signal.SIGKILL)  # one run's process, as an OOM killer would
     whole = here.job("gated", "RMSNorm-1")
@@ -136,8 +134,7 @@ def test_a_failure_is_shown_with_its_log_and_cancel_saves(here: Desk) -> None:
 def test_a_run_on_a_lost_node_goes_on_elsewhere(here: Desk, slurm: PrivateSlurm) -> None:
     here.sweep("one", "gated.yaml", seeds=(0, 1), rows=[])
     here.submit("one")
-    here.until(here.reached.exists)
-    here.wait("one", lambda states: set(states.values()) == {"running"})
+    here.held("one")
     row = here.status("one")["baseline-0"]
     node = read_json(Run(here.root, row["id"]) / "provenance.json")["attempts"][0]["node"]
     slurm.lose_node(node)

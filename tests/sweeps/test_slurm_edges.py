@@ -699,3 +699,12 @@ def test_a_folder_whose_name_slurm_would_rewrite_is_refused(here: Desk) -> None:
     assert (refused.code, refused.out) == (2, "")
     assert refused.err.startswith("error: a%j: Slurm can't write logs below a path with %")
     assert jobs_in_queue() == []
+
+
+def test_what_is_queued_is_not_trained_here(here: Desk) -> None:
+    here.cluster(**HELD)
+    here.submit("tiny")
+    here_too = ceteris("sweep", "tiny-sweep.yaml")
+    assert here_too.code == 0
+    assert "4 runs are queued on Slurm and left to it" in here_too.err
+    assert set(here.states("tiny").values()) == {"queued"}
