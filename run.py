@@ -143,6 +143,11 @@ def train(
     from experiments.trainer import train as run_training
 
     result = run_training(checked, seed, root, progress="bar")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from torch.distributed import destroy_process_group, is_initialized
+
+        if is_initialized():  # or its threads may end the process with a signal
+            destroy_process_group()
     if int(os.environ.get("RANK", "0")) != 0:  # one of several processes speaks
         return
     if as_json:

@@ -200,8 +200,9 @@ def make_executor(submission: Submission, cluster: Cluster) -> Any:
     return executor
 
 
-# A warning that comes while Python starts would end it: ignored until the task listens.
-PYTHON = f"""bash -c 'trap "" USR2; exec "$0" "$@"' {shlex.quote(sys.executable)}"""
+# Signals that come while Python starts would end it, and a job that ends by itself is not requeued:
+# they are ignored until the task listens. Slurm sends SIGTERM again, before it kills.
+PYTHON = f"""bash -c 'trap "" USR2 TERM; exec "$0" "$@"' {shlex.quote(sys.executable)}"""
 
 
 def script(root: Path, sweep: str, jobs: Sequence[Job], cluster: Cluster) -> str:

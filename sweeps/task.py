@@ -115,8 +115,8 @@ class Task:
         code = worker.attempt(run, carry_out)
         if code == worker.INTERRUPTED and not caught:  # the warning reached another rank first
             wait_for(lambda: bool(caught), 30.0)
-        if code in (worker.FAILED, worker.ELSEWHERE):
-            worker.leave(code)  # not through a process group whose other ranks wait
+        if code != worker.INTERRUPTED:
+            worker.leave(code)  # not through the end of a process group whose other ranks may wait
         return code
 
     @property

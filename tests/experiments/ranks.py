@@ -132,9 +132,12 @@ def carry_out(rank: int, training: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(plan: Path) -> None:
+    from torch.distributed import destroy_process_group
+
     rank = int(os.environ["RANK"])
     ended = [carry_out(rank, training) for training in json.loads(plan.read_text())]
     (plan.parent / f"{rank}.json").write_text(json.dumps(ended))
+    destroy_process_group()  # or its threads may end the process with a signal
 
 
 if __name__ == "__main__":
