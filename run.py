@@ -413,6 +413,8 @@ def show_submission(planned: Any, file: Any, root: Path, as_json: bool) -> None:
 
 def say_sent(sent: Any, name: str, root: Path, as_json: bool) -> None:
     """What was submitted, what was left alone, and what Slurm would not take."""
+    from experiments.record import FINISHED
+
     made, left = sent.submitted.submissions, sent.submitted.left
     if as_json:
         jobs = [{"job": s.job, "runs": [list(t) for t in s.tasks], "folder": str(s.folder)}
@@ -425,7 +427,7 @@ def say_sent(sent: Any, name: str, root: Path, as_json: bool) -> None:
             count = len(s.tasks)
             packed = f" in {count} job{'s' * (count != 1)}" if runs > count else ""
             click.echo(f"job {s.job}: {runs} run{'s' * (runs != 1)}{packed}")
-    done = sum(row.state in ("done", "diverged") for row in sent.rows)
+    done = sum(row.state in FINISHED for row in sent.rows)
     say(f"{name}: {done} finished before, {len(sent.underway)} running or queued already, "
         f"{sum(len(t) for s in made for t in s.tasks)} submitted now")  # fmt: skip
     if left:
@@ -498,11 +500,12 @@ def show_table(path: Path, root: Path, as_json: bool) -> None:
 
 def say_missing(name: str, root: Path) -> None:
     """Which runs the table still lacks, and how they are."""
+    from experiments.record import FINISHED
     from sweeps import manifest
     from sweeps import status as states
 
     rows = states.sweep_status(root, manifest.load(root, name))
-    lacking = [row for row in rows if row.state not in ("done", "diverged")]
+    lacking = [row for row in rows if row.state not in FINISHED]
     if lacking:
         named = [f"{row.label} s{row.seed} {row.state}" for row in lacking[:6]]
         more = f", and {len(lacking) - 6} more" if len(lacking) > 6 else ""

@@ -14,7 +14,6 @@ node that died in the middle of `sbatch`) is found again. A run's newest submiss
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import socket
@@ -24,11 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from components.registry import UserError
-from experiments.record import disk_error, read_json, write_json
+from experiments.record import NO_LOCKS, disk_error, read_json, write_json
 
 SCHEMA = 1
 PREFIX = "ceteris-"
-LOCKLESS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 @dataclass(frozen=True)
@@ -126,7 +124,7 @@ def lock(root: Path) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     except OSError as error:
-        if error.errno in LOCKLESS:
+        if error.errno in NO_LOCKS:
             raise UserError(
                 f"{path}: this file system has no locks; keep runs on one that has (--runs)"
             ) from error

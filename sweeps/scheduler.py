@@ -157,7 +157,7 @@ def look(wanted: Sequence[Submission]) -> Answer:
         slurm = configured("ClusterName")
         wanted = [s for s in wanted if s.slurm in (None, slurm)]
         jobs = {s.name: s.job for s in wanted if s.job is not None}
-        sizes = {s.name: len(s.tasks) for s in wanted}
+        known = {s.name: s for s in wanted}
         for start in range(0, len(wanted), NAMES_AT_ONCE):
             names = ",".join(s.name for s in wanted[start : start + NAMES_AT_ONCE])
             for line in ask("squeue", *SQUEUE, f"--name={names}").splitlines():
@@ -170,7 +170,8 @@ def look(wanted: Sequence[Submission]) -> Answer:
                     elements[name, int(number)] = Element(f"{job}_{number}", *rest)
                     continue
                 # No index: a job of its own, or what is left of an array that was taken back.
-                for index, one in enumerate(ids(job, sizes[name])):
+                for index in range(len(known[name].tasks)):
+                    one = Place(known[name], index).element(job)
                     elements.setdefault((name, index), Element(one, *rest))
     except NoSlurm as error:
         return Answer(silence=str(error))
@@ -193,11 +194,6 @@ def configured(name: str) -> str | None:
 
 _FIELDS = ("Name", "ArrayJobID", "ArrayTaskID", "State", "Reason", "NodeList", "exit_code")
 SQUEUE = ("-h", "-r", "-t", "all", "-O", ",".join(f"{name}:|" for name in _FIELDS))
-
-
-def ids(job: str, size: int) -> list[str]:
-    """What the elements of an array are called, or a job of its own."""
-    return [f"{job}_{index}" for index in range(size)] if size > 1 else [job]
 
 
 def ending(status: str) -> str:

@@ -27,7 +27,7 @@ from components.registry import UserError
 from sweeps import queue, scheduler, snapshot
 from sweeps.cluster import Cluster, ClusterFile, minutes
 from sweeps.manifest import Job
-from sweeps.queue import Submission
+from sweeps.queue import Place, Submission
 from sweeps.scheduler import NoSlurm
 from sweeps.task import Task
 
@@ -163,9 +163,9 @@ def clear_up(root: Path) -> None:
             if answer.silence or answer.foreign(submission):
                 continue
             job = answer.job(submission)
-            single = len(submission.tasks) == 1
-            names = [job if single else f"{job}_{i}" for i in range(len(submission.tasks))]
-            if job and all((submission.folder / f"{n}_submitted.pkl").exists() for n in names):
+            places = [Place(submission, i) for i in range(len(submission.tasks))]
+            pickles = [submission.folder / f"{p.element(job or '')}_submitted.pkl" for p in places]
+            if job and all(pickle.exists() for pickle in pickles):
                 submission.write(job)
             else:
                 take_back(submission)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.registry import UserError
 from experiments.record import FINISHED, Run, all_ids, last_row, read_json, tail
-from sweeps import manifest, queue, scheduler
+from sweeps import manifest, queue, scheduler, worker
 from sweeps.queue import Place
 from sweeps.scheduler import Answer, Element, View
 
@@ -39,7 +39,6 @@ ASK_SECONDS = 15  # a site's scheduler is asked no more often, however often the
 LOG_LINES = 5
 MOST_ROWS = 100
 ATTENTION = ("running", "interrupted", "failed", "stale")
-LEFT = 75  # exit code of a process whose runs saved and stopped (worker.INTERRUPTED)
 
 
 @dataclass(frozen=True)
@@ -169,7 +168,7 @@ def in_queue(run: Run, state: str, place: Place, answer: Answer) -> tuple[str, s
         return state, None
     if state == "failed" and element.state != "OUT_OF_MEMORY":
         return state, None  # its process could say why itself
-    if element.code.startswith(f"{LEFT}:"):
+    if element.code.startswith(f"{worker.INTERRUPTED}:"):
         return state, None  # it saved and left when it was asked to
     cancelled = element.state in ("CANCELLED", "PREEMPTED", "REVOKED")
     return "interrupted" if cancelled else "failed", scheduler.cause(element, place.submission)

@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -30,7 +29,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from experiments.record import Run, whereabouts
-from sweeps import live, local, manifest, worker
+from sweeps import live, local, manifest, scheduler, worker
 from sweeps.manifest import Job
 
 WARNING = signal.SIGUSR2
@@ -188,30 +187,19 @@ def requeue() -> bool:
         try:
             if job_state() != "RUNNING":
                 return False
-            scontrol("requeue", this_job())
+            scheduler.ask("scontrol", "requeue", this_job())
             return True
-        except (OSError, subprocess.SubprocessError) as error:
-            words = " ".join(str(getattr(error, "stderr", None) or error).split())
-            print(f"scontrol: {words}", file=sys.stderr, flush=True)
+        except scheduler.NoSlurm as error:
+            words = str(error)
+            print(words, file=sys.stderr, flush=True)
     raise RuntimeError(words)
 
 
 def job_state() -> str:
     """This job's state, in Slurm's word."""
-    told = scontrol("show", "job", "-o", this_job())
+    told = scheduler.ask("scontrol", "show", "job", "-o", this_job())
     words = dict(word.split("=", 1) for word in told.split() if "=" in word)
     return words.get("JobState", "")
-
-
-def scontrol(*words: str) -> str:
-    """What it printed.
-
-    Raises:
-        OSError, subprocess.SubprocessError: it could not be run, or failed.
-    """
-    return subprocess.run(
-        ["scontrol", *words], check=True, capture_output=True, text=True, timeout=60
-    ).stdout
 
 
 def this_job() -> str:
