@@ -21,6 +21,7 @@ from components.block import Block, Parts
 from components.dims import Dims, Embedding, Linear
 from components.ffn import NoFFN
 from components.init import initialise
+from components.layout import Layout, Placed
 from components.position import Position
 from components.registry import Spec
 
@@ -69,19 +70,30 @@ class Decoder(nn.Module):
         initialise(self, self.specs["init"].build(), self.dims, seed)
         return self
 
-    def forward(self, tokens: Tensor, caches: "Caches | None" = None) -> Tensor:
+    @property
+    def takes_layout(self) -> bool:
+        """Whether the position and all mixers say so of themselves; see components/layout.py."""
+        mixers = (getattr(block, "mixer", None) for block in self.blocks)
+        return all(vars(type(part)).get("takes_layout") for part in (self.position, *mixers))
+
+    def forward(
+        self, tokens: Tensor, caches: "Caches | None" = None, layout: Layout | None = None
+    ) -> Tensor:
         """`(B, T)` token ids -> `(B, T, D)` final hidden states.
 
-        With caches the tokens follow those already in them.
+        With caches the tokens follow those already in them. A layout says for each token where it
+        stands and what it sees; without, every row is one text, seen from its beginning.
         """
         start = caches.filled if caches is not None else 0
         length = tokens.shape[1]
-        positions = torch.arange(start, start + length, device=tokens.device)
-        x = self.drop(self.position.embed(self.tok_emb(tokens), positions))
-        tables = self.position.tables(positions, start + length)
+        keys = torch.arange(start + length, device=tokens.device)
+        positions = keys[start:]
+        position = self.position if layout is None else Placed(self.position, layout)
+        x = self.drop(position.embed(self.tok_emb(tokens), positions))
+        tables = position.tables(positions, keys)
         for layer, block in enumerate(self.blocks):
             cache = caches.layers[layer] if caches is not None else None
-            x = block(x, self.position, tables, cache)
+            x = block(x, position, tables, cache)
         if caches is not None:
             caches.filled += length
         return x if self.final_norm is None else self.final_norm(x)
@@ -101,6 +113,10 @@ class Caches:
 
     layers: list[Any]
     filled: int = 0
+
+    def select(self, rows: Tensor, length: int) -> "Caches":
+        """New caches with room for `length` tokens, their rows those at the indexes `rows`."""
+        return Caches([layer.select(rows, length) for layer in self.layers], self.filled)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ Norm = Callable[[int], nn.Module]
 class KeyValueCache:
     """Keys and values of the tokens so far, in tensors allocated once.
 
-    Shapes: `(B, n_kv_heads, length, head_dim)`, of which the first `filled` are valid.
+    Shapes: `(B, n_kv_heads, length, head_dim)`, of which the first `filled` are valid. Fewer rows
+    than B may come at first; those that come later hold zeros until then.
     """
 
     def __init__(self, batch: int, heads: int, length: int, width: int) -> None:
@@ -33,14 +34,21 @@ class KeyValueCache:
         self.filled = 0
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Adds the newest keys and values; returns all so far."""
+        """Adds the newest keys and values; returns all so far of their rows."""
         if self.keys is None or self.values is None:
-            self.keys, self.values = k.new_empty(self.shape), v.new_empty(self.shape)
-        end = self.filled + k.shape[2]
-        self.keys[:, :, self.filled : end] = k
-        self.values[:, :, self.filled : end] = v
+            self.keys, self.values = k.new_zeros(self.shape), v.new_zeros(self.shape)
+        rows, end = k.shape[0], self.filled + k.shape[2]
+        self.keys[:rows, :, self.filled : end] = k
+        self.values[:rows, :, self.filled : end] = v
         self.filled = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        return self.keys[:rows, :, :end], self.values[:rows, :, :end]
+
+    def select(self, rows: Tensor, length: int) -> "KeyValueCache":
+        """A new cache with room for `length` tokens, its rows those at the indexes `rows`."""
+        new = KeyValueCache(len(rows), self.shape[1], length, self.shape[3])
+        if self.keys is not None and self.values is not None:
+            new.extend(*(x[rows, :, : self.filled] for x in (self.keys, self.values)))
+        return new
 
 
 @register("mixer", "attention")
@@ -54,6 +62,8 @@ class Attention(nn.Module):
     as in Dehghani et al. 2023, arXiv 2302.05442). `window`: each query sees that many newest
     keys, itself included (Beltagy et al. 2020, arXiv 2004.05150).
     """
+
+    takes_layout = True
 
     def __init__(
         self,
@@ -102,9 +112,8 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.extend(k, v)
         dropout = self.dims.dropout if self.training else 0.0
-        out = causal_attention(
-            q, k, v, bias=position.bias(tables), window=self.window, dropout=dropout
-        )
+        bias, window = position.scores(tables, self.window)
+        out = causal_attention(q, k, v, bias=bias, window=window, dropout=dropout)
         return self.w_o(rearrange(out, "b h t d -> b t (h d)"))
 
 
@@ -113,6 +122,14 @@ class StateCache:
 
     def __init__(self) -> None:
         self.state: tuple[Tensor, Tensor] | None = None
+
+    def select(self, rows: Tensor, length: int) -> "StateCache":
+        """The states of the rows at the indexes `rows`; `length` does not matter."""
+        new = StateCache()
+        if self.state is not None:
+            hidden, cell = (x[:, rows] for x in self.state)
+            new.state = hidden, cell
+        return new
 
 
 @register("mixer", "lstm")

@@ -95,12 +95,13 @@ class GELUTanhFunction(torch.autograd.Function):
 def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turns the pairs (x_i, x_{i + Dh/2}) of x (B, H, T, Dh) by an angle each.
 
-    cos, sin (T, Dh): of the angles, twice over. Returns x's shape and dtype. RoFormer,
-    arXiv:2104.09864, in the pairing of Llama.
+    cos, sin (T, Dh) or (B, T, Dh): of the angles, twice over. Returns x's shape and dtype.
+    RoFormer, arXiv:2104.09864, in the pairing of Llama.
     """
     if by_hand(x):
         return RotaryFunction.apply(x, cos, sin)
     left, right = x.chunk(2, dim=-1)
+    cos, sin = (table.unsqueeze(-3) for table in (cos, sin))
     return (x * cos + torch.cat((-right, left), dim=-1) * sin).to(x.dtype)
 
 
@@ -121,9 +122,9 @@ class RotaryFunction(torch.autograd.Function):
 
 def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """The rotation on x seen as (B, T, H, Dh), where a position's heads are one long row."""
-    rows, shape = x.transpose(1, 2), (cos.shape[0], x.shape[1], x.shape[3])
+    rows, shape = x.transpose(1, 2), (*cos.shape[:-1], x.shape[1], x.shape[3])
     left, right = sin.chunk(2, dim=-1)
-    own = cos.to(x.dtype)[:, None].expand(shape).contiguous()
-    others = torch.cat((-left, right), -1).to(x.dtype)[:, None].expand(shape).contiguous()
+    own = cos.to(x.dtype)[..., None, :].expand(shape).contiguous()
+    others = torch.cat((-left, right), -1).to(x.dtype)[..., None, :].expand(shape).contiguous()
     left, right = rows.chunk(2, dim=-1)
     return torch.cat((right, left), -1).mul_(others).addcmul_(rows, own).transpose(1, 2)

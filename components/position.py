@@ -21,10 +21,12 @@ class Position(nn.Module):
     """The interface, with identity defaults.
 
     `positions` is `(T,)` int64: absolute indexes of the tokens at hand; in cached generation they
-    begin behind what the cache holds.
+    begin behind what the cache holds. A class that says `takes_layout` also takes `(B, T)`, where
+    each row has its own; see components/layout.py.
     """
 
     limited = False  # True where positions from max_seq_len on have no meaning
+    takes_layout = False
 
     def __init__(self, dims: Dims) -> None:
         super().__init__()
@@ -34,8 +36,9 @@ class Position(nn.Module):
         """`(B, T, D) -> (B, T, D)`: on the token embeddings."""
         return x
 
-    def tables(self, positions: Tensor, n_keys: int) -> Any:
-        """What `rotate` and `bias` need, `n_keys` tokens being visible; shared by all layers."""
+    def tables(self, positions: Tensor, keys: Tensor) -> Any:
+        """What `rotate` and `bias` need; shared by all layers. `keys` `(S,)` are the positions of
+        all visible tokens, those in the cache and those at hand."""
         return None
 
     def rotate(self, q: Tensor, k: Tensor, tables: Any) -> tuple[Tensor, Tensor]:
@@ -46,6 +49,10 @@ class Position(nn.Module):
         """`(H, T, S)` added to the scores, S keys from position 0 up to the last query."""
         return None
 
+    def scores(self, tables: Any, window: int | None) -> tuple[Tensor | None, int | None]:
+        """What a mixer gives `causal_attention`: the bias, and the window that is left to mask."""
+        return self.bias(tables), window
+
 
 @register("position", "none")
 class NoPosition(Position):
@@ -54,6 +61,8 @@ class NoPosition(Position):
     Haviv et al. 2022, Transformer Language Models without Positional Encodings Still Learn
     Positional Information, arXiv 2203.16634.
     """
+
+    takes_layout = True
 
 
 @register("position", "learned")
@@ -64,6 +73,7 @@ class Learned(Position):
     """
 
     limited = True
+    takes_layout = True
 
     def __init__(self, dims: Dims) -> None:
         super().__init__(dims)
@@ -82,6 +92,8 @@ class Sinusoidal(Position):
     both terms alike in size; `scale_embedding: false` leaves it as it is.
     """
 
+    takes_layout = True
+
     def __init__(self, dims: Dims, *, scale_embedding: bool = True) -> None:
         super().__init__(dims)
         self.scale = math.sqrt(dims.d_model) if scale_embedding else 1.0
@@ -89,9 +101,9 @@ class Sinusoidal(Position):
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         width = self.dims.d_model
         pair = torch.arange(0, width, 2, device=x.device, dtype=torch.float32)
-        angle = positions[:, None].float() * torch.exp(pair * (-math.log(10000.0) / width))
-        table = torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)  # (T, D or D+1)
-        return self.scale * x + table[:, :width].to(x.dtype)
+        angle = positions[..., None].float() * torch.exp(pair * (-math.log(10000.0) / width))
+        table = torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2)  # (T, D or D+1)
+        return self.scale * x + table[..., :width].to(x.dtype)
 
 
 @register("position", "rotary")
@@ -100,6 +112,8 @@ class Rotary(Position):
 
     Su et al. 2021, RoFormer, arXiv 2104.09864, equation 34; pairs are halves apart, as Llama's.
     """
+
+    takes_layout = True
 
     def __init__(self, dims: Dims, *, theta: Annotated[float, Field(gt=1)] = 10000.0) -> None:
         super().__init__(dims)
@@ -112,9 +126,9 @@ class Rotary(Position):
             return [("", f"rotary needs an even head size, got head_dim {dims.head_dim}")]
         return []
 
-    def tables(self, positions: Tensor, n_keys: int) -> tuple[Tensor, Tensor]:
+    def tables(self, positions: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         half = torch.arange(0, self.dims.head_dim, 2, device=positions.device).float()
-        angle = positions[:, None].float() * self.theta ** (-half / self.dims.head_dim)
+        angle = positions[..., None].float() * self.theta ** (-half / self.dims.head_dim)
         angle = torch.cat([angle, angle], dim=-1)  # (T, head_dim)
         return angle.cos(), angle.sin()
 
@@ -130,6 +144,8 @@ class ALiBi(Position):
     Press, Smith & Lewis 2021, Train Short, Test Long, arXiv 2108.12409, section 3.
     """
 
+    takes_layout = True
+
     def slopes(self, device: torch.device) -> Tensor:
         """`(H,)`: 2^(-8/H), 2^(-16/H), …; between powers of two, every other of the next one's."""
         heads = self.dims.n_heads
@@ -138,10 +154,10 @@ class ALiBi(Position):
         values += [2 ** (-4 * (2 * i + 1) / power) for i in range(heads - power)]
         return torch.tensor(values, device=device)
 
-    def tables(self, positions: Tensor, n_keys: int) -> Tensor:
-        keys = torch.arange(n_keys, device=positions.device)
-        distance = (keys[None, :] - positions[:, None]).float()  # (T, S), not positive if causal
-        return rearrange(self.slopes(positions.device), "h -> h 1 1") * distance
+    def tables(self, positions: Tensor, keys: Tensor) -> Tensor:
+        distance = keys[..., None, None, :] - positions[..., None, :, None]  # (1, T, S)
+        slopes = rearrange(self.slopes(positions.device), "h -> h 1 1")
+        return slopes * distance.float()  # not positive where causal
 
     def bias(self, tables: Any) -> Tensor | None:
         return tables

@@ -34,6 +34,7 @@ class Tokenizer:
 
     vocab_size: int  # how many ids there are, end_of_text included; all ids are smaller
     end_of_text: int
+    unknown: int | None = None  # the id of whatever has no other, where there is such an id
 
     def train(self, documents: Documents) -> None:
         """Learns from the training split; `documents()` may be called more than once."""
@@ -346,6 +347,11 @@ class HuggingFace(_Subwords):
     def end_of_text(self) -> int:  # type: ignore[override]
         model = self.model  # which settles what the token is
         return model.token_to_id(self.end_of_text_token or "") or 0
+
+    @property
+    def unknown(self) -> int | None:  # type: ignore[override]
+        name = getattr(self.model.model, "unk_token", None)
+        return self.model.token_to_id(name) if name else None
 
     def fingerprint(self) -> str:
         content = self.model.to_str(), self.end_of_text_token
