@@ -10,7 +10,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -140,9 +140,17 @@ def train(
         }
         out(plan) if as_json else click.echo("\n".join(f"{k}: {v}" for k, v in plan.items()))
         return
+    from experiments import evaluate
+    from experiments.record import read_json
+    from experiments.scores import ScoringFailed
     from experiments.trainer import train as run_training
 
-    result = run_training(checked, seed, root, progress="bar")
+    evaluate.check(checked.evaluation, fetch=True)
+    unscored = None
+    try:
+        result = run_training(checked, seed, root, progress="bar")
+    except ScoringFailed as error:
+        result, unscored = read_json(run / "result.json"), error
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from torch.distributed import destroy_process_group, is_initialized
 
@@ -155,9 +163,149 @@ def train(
     elif result["status"] == "done":
         click.echo(f"val/loss {result['val/loss']:.4f}  val/bpb {result['val/bpb']:.4f}")
         say(f"{run.folder}\nnext: python run.py generate {run.id} --prompt 'Return the'{at(root)}")
+    if unscored is not None:
+        say(f"error: trained, but not scored: {unscored}")
+        say(f"next, for the scores alone: python run.py eval {run.id}{at(root)}")
+        sys.exit(1)
     if result["status"] != "done":
         say(f"diverged: {result['reason']}")
         sys.exit(1)
+
+
+def scoring_options(command: F) -> F:
+    for option in reversed(
+        [
+            click.option("--tasks", help="lm-eval tasks, groups or tags, with commas between."),
+            click.option("--limit", type=float, help="First items of each task; below 1: a share."),
+            click.option("--num-fewshot", type=click.IntRange(min=0), help="Examples."),
+            click.option(
+                "--include-path", type=click.Path(), help="A folder of task YAMLs of your own."
+            ),
+            click.option("--max-length", type=click.IntRange(min=1), help="Tokens seen at once."),
+            click.option("--add-bos-token", is_flag=True, default=None, help="Before contexts."),
+            click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Of weights."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+@cli.command("eval")
+@click.argument("target", metavar="RUN|SWEEP")
+@scoring_options
+@click.option("--checkpoint", type=click.IntRange(min=0), help="Its step; the newest by default.")
+@click.option("--probe", is_flag=True, help="What can these tasks tell? Keeps no score.")
+@cluster_option
+@runs_option
+@workers_option
+@json_option
+def evaluate_command(
+    target: str,
+    checkpoint: int | None,
+    probe: bool,
+    cluster: str | None,
+    root: Path,
+    workers: int | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Score RUN, or the trained runs of SWEEP, on tasks of lm-eval: what is not scored yet.
+
+    Without --tasks those of the experiment. --probe scores the first 200 items of each task (of a
+    sweep: on its baseline) and says on which of them this model is above chance.
+    """
+    from experiments import evaluate, scores
+    from experiments.record import find
+
+    change = {key: value for key, value in given.items() if value is not None}
+    if "tasks" in change:
+        change["tasks"] = tuple(t.strip() for t in change["tasks"].split(",") if t.strip())
+    if "include_path" in change:
+        change["include_path"] = str(Path(change["include_path"]).resolve())
+    if limit := change.get("limit"):
+        change["limit"] = int(limit) if limit == int(limit) else limit
+    run, record = None, scored_sweep(root, target)
+    if record is not None and not probe:
+        if checkpoint is not None:
+            raise click.UsageError(
+                "--checkpoint is of one RUN; a sweep's runs are scored at their end"
+            )
+        score_sweep(record, change, root, cluster, workers, as_json)
+        return
+    if record is not None:
+        from sweeps import scoring
+
+        done = scoring.trained(root, record)[0]
+        run = find(root, done[0]) if done else None
+    if probe:
+        change.setdefault("limit", scores.PROBE_ITEMS)
+    run = run or find(root, target)
+    records = evaluate.score_run(run, change, checkpoint=checkpoint, kept=not probe, say=say)
+    if int(os.environ.get("RANK", "0")) != 0:
+        return
+    if as_json:
+        out({"schema": 1, "run": run.id, "scores": records})
+        return
+    show_scores(records)
+    if not probe:
+        say(f"kept in {run.folder}/scores")
+
+
+def scored_sweep(root: Path, name: str) -> dict[str, Any] | None:
+    """The manifest that a name means, if it means one."""
+    from experiments.record import UserError
+    from sweeps import manifest
+
+    if (Path(name) / "experiment.yaml").is_file():
+        return None
+    try:
+        return manifest.load(root, name)
+    except UserError:
+        if manifest.path_of(root, Path(name).stem).exists():
+            raise
+        return None
+
+
+def score_sweep(
+    record: dict[str, Any],
+    change: dict[str, Any],
+    root: Path,
+    cluster: str | None,
+    workers: int | None,
+    as_json: bool,
+) -> None:
+    """Scores the trained runs of a sweep here or on Slurm, and shows the table."""
+    from sweeps import cluster as clusters
+    from sweeps import control, manifest, scoring
+
+    wanted = scoring.with_tasks(record, change)
+    _, others = scoring.trained(root, record)
+    if others:
+        say(f"{len(others)} runs are not trained yet, and left out")
+    file = clusters.load(cluster) if cluster is not None else None
+    if file is not None and file.cluster.executor == "slurm":
+        say_sent(control.submit(root, wanted, file, "unscored"), record["name"], root, as_json)
+        return
+    manifest.write(root, wanted)
+    carry_out(wanted, root, workers, as_json, leave=others)
+
+
+def show_scores(records: dict[str, Any]) -> None:
+    """Scores for a terminal, with what they can tell."""
+    from rich.table import Table
+
+    from experiments import scores
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("task", "items", "score (95% of items)", "chance", "", "bits/byte", "P(answer)"):
+        table.add_column(title)
+    rows = scores.lines(records)
+    for row in rows:
+        table.add_row(*row)
+    show_rich(table)
+    if blind := [row[0] for row in rows if row[4] == "at chance"]:
+        say(f"at chance, so they can't tell variants apart at this size: {', '.join(blind)}; "
+            "compare bits per byte or the probability of the right answer instead")  # fmt: skip
 
 
 def at(root: Path) -> str:
@@ -198,19 +346,6 @@ def components(
     )
 
 
-def trained_model(run_name: str, root: Path) -> tuple[Any, Any]:
-    """A run's model and tokenizer."""
-    from experiments.data import prepare
-    from experiments.loader import load
-    from experiments.model import load_trained
-    from experiments.record import find
-
-    run = find(root, run_name)
-    experiment = load(run / "experiment.yaml")
-    data = prepare(experiment.data, run.root / "data", progress=sys.stderr.isatty())
-    return load_trained(run, experiment, data.vocab_size).model, data.tokenizer
-
-
 def sampling_options(command: F) -> F:
     for option in reversed(
         [
@@ -238,10 +373,12 @@ def generate(
     """Continue a text with the model of RUN (an id, its first letters, or a folder)."""
     from experiments.generate import Sampling
     from experiments.generate import generate as continue_text
+    from experiments.model import open_run
+    from experiments.record import find
 
     how = Sampling(**sampling)
-    model, tokenizer = trained_model(run, root)
-    results = continue_text(model, tokenizer, prompt, how, samples)
+    trained, data = open_run(find(root, run))
+    results = continue_text(trained.model, data.tokenizer, prompt, how, samples)
     if as_json:
         texts = [{"text": r.text, "tokens": r.tokens, "ended": r.ended} for r in results]
         out({"schema": 1, "prompt": prompt, "continuations": texts})
@@ -264,6 +401,7 @@ def sample(
     """A text from the first finished run of each row of SWEEP, side by side to read."""
     from experiments.generate import Sampling
     from experiments.generate import generate as continue_text
+    from experiments.model import open_run
     from experiments.record import Run, UserError
     from sweeps import manifest
 
@@ -272,8 +410,8 @@ def sample(
     for row in manifest.load(root, name)["rows"]:
         done = [i for i in row["runs"].values() if Run(root, i).state == "done"]
         if done:
-            model, tokenizer = trained_model(done[0], root)
-            for result in continue_text(model, tokenizer, prompt, how, samples):
+            trained, data = open_run(Run(root, done[0]))
+            for result in continue_text(trained.model, data.tokenizer, prompt, how, samples):
                 texts.append({"label": row["label"], "run": done[0], "text": prompt + result.text})
     if not texts:
         raise UserError(f"{name}: no run is done yet; start them with: run.py sweep {name}")
@@ -442,9 +580,14 @@ def say_sent(sent: Any, name: str, root: Path, as_json: bool) -> None:
 
 
 def carry_out(
-    record: dict[str, Any], root: Path, workers: int | None, as_json: bool, per_gpu: int = 1
+    record: dict[str, Any],
+    root: Path,
+    workers: int | None,
+    as_json: bool,
+    per_gpu: int = 1,
+    leave: Collection[str] = (),
 ) -> None:
-    """Runs what is missing, then shows and writes the table; exits as the module says."""
+    """Runs what is missing but `leave`; shows and writes the table; exits as the module says."""
     from sweeps import local, manifest
     from sweeps import status as states
 
@@ -452,7 +595,7 @@ def carry_out(
     if queued:
         say(f"{len(queued)} runs are queued on Slurm and left to it (cancel takes them back)")
     outcome = local.run_manifest(
-        record, root, workers=workers, workers_per_gpu=per_gpu, leave=queued
+        record, root, workers=workers, workers_per_gpu=per_gpu, leave={*queued, *leave}
     )
     say("")
     show_table(manifest.path_of(root, record["name"]), root, as_json)
@@ -554,7 +697,8 @@ def retry(
         lines = control.described(rows)
         out({"schema": 1, "runs": lines}) if as_json else click.echo("\n".join(lines) or "nothing")
     elif file is not None and file.cluster.executor == "slurm":
-        say_sent(control.submit(root, record, file, again=True), record["name"], root, as_json)
+        sent = control.submit(root, record, file, "freed")
+        say_sent(sent, record["name"], root, as_json)
     else:
         control.free(root, record, rows)
         carry_out(record, root, workers, as_json)

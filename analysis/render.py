@@ -40,6 +40,7 @@ _LATEX |= {
     for character, command in {
         "±": r"\pm", "−": "-", "×": r"\times", "≈": r"\approx", "≤": r"\leq", "≥": r"\geq",
         "→": r"\rightarrow", "√": r"\surd", "∞": r"\infty", "†": r"^{\dagger}", "·": r"\cdot",
+        "‡": r"^{\ddagger}", "§": r"\S", "↑": r"\uparrow", "↓": r"\downarrow",
         "⁰": "^{0}", "¹": "^{1}", "²": "^{2}", "³": "^{3}", "⁴": "^{4}", "Δ": r"\Delta",
         "α": r"\alpha", "β": r"\beta", "γ": r"\gamma", "δ": r"\delta", "ε": r"\varepsilon",
         "η": r"\eta", "θ": r"\theta", "λ": r"\lambda", "μ": r"\mu", "µ": r"\mu", "σ": r"\sigma",

@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from experiments import record, scores
 from experiments.record import FINISHED, UserError, read_json, read_rows
 
 SCHEMA = 1
@@ -48,13 +49,15 @@ class Manifest:
 class Run:
     """One run as found. `result` is empty unless it is done or diverged.
 
-    `reason` is one line: why it diverged or failed.
+    `reason` is one line: why it diverged or failed. `scores` are the records of its last step,
+    see experiments/scores.py, by task and settings: `hellaswag,5shot`.
     """
 
     id: str
     state: State
     result: Mapping[str, Any]
     reason: str = ""
+    scores: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def number(self, key: str) -> float | None:
         """The finite number recorded under `key` in result.json, or None."""
@@ -106,7 +109,9 @@ def read_run(directory: Path) -> Run:
         status = data.get("status")
         if status not in FINISHED:
             raise UserError(f"{path}: status is {status!r}, neither done nor diverged")
-        run = Run(directory.name, status, data, one_line(data.get("reason") or ""))
+        step = data.get("step")
+        kept = scores.of_step(record.Run(directory.parent, directory.name), step or 0)
+        run = Run(directory.name, status, data, one_line(data.get("reason") or ""), kept)
         if status == "done" and run.number("val/loss") is None:
             raise UserError(f"{path}: a finished run has no finite val/loss; delete it and rerun")
         return run

@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 
+from analysis import scored
 from analysis.results import Manifest, Row, Run, in_state, numbers
 from analysis.statistics import Difference, Summary, paired_difference, summarise, t_quantile
 
@@ -108,6 +109,10 @@ def ablation_table(manifest: Manifest, runs: Mapping[str, Run]) -> Table:
     decimals = decimals_for(r.loss.sd for r in rows if r.loss)
     bpb_decimals = decimals_for(r.bpb.sd for r in rows if r.bpb)
     delta_decimals = difference_decimals(r.difference for r in rows[1:])
+    scores = scored.columns(manifest, runs)
+    columns = COLUMNS + tuple(
+        Column(score.key, score.title, "left", ("sd", "n", "item_stderr"), 1) for score in scores
+    )
     cells = [
         (
             Cell(r.row.label, r.row.label),
@@ -118,22 +123,23 @@ def ablation_table(manifest: Manifest, runs: Mapping[str, Run]) -> Table:
             _mean_cell(r, r.loss, decimals),
             _mean_cell(r, r.bpb, bpb_decimals),
             Cell("baseline", None) if i == 0 else _difference_cell(r, delta_decimals),
+            *(_score_cell(r, score, i) for score in scores),
         )
         for i, r in enumerate(rows)
     ]
     aligned = [
         _align(line) if column.align == "left" else line
-        for column, line in zip(COLUMNS, zip(*cells, strict=True), strict=True)
+        for column, line in zip(columns, zip(*cells, strict=True), strict=True)
     ]
     return Table(
         title=manifest.name,
-        columns=COLUMNS,
+        columns=columns,
         rows=tuple(
             TableRow(row.group, line)
             for row, line in zip(manifest.rows, zip(*aligned, strict=True), strict=True)
         ),
         caption=_caption(manifest, rows),
-        footnotes=tuple(_footnotes(manifest, rows)),
+        footnotes=(*_footnotes(manifest, rows), *scored.footnotes(manifest, scores)),
     )
 
 
@@ -184,6 +190,19 @@ def _mean_cell(r: _Numbers, summary: Summary | None, decimals: int) -> Cell:
     spread = "" if summary.sd is None else f" ± {summary.sd:.{decimals}f}"
     details = {"sd": summary.sd, "n": summary.n}
     return Cell(f"{summary.mean:.{decimals}f}{spread}", summary.mean, details)
+
+
+def _score_cell(r: _Numbers, score: scored.ScoreColumn, index: int) -> Cell:
+    summary = None if r.diverged else score.summary(index)
+    if summary is None:
+        return Cell("", None, {"sd": None, "n": 0, "item_stderr": None}, _mark(r))
+    spreads = (score.summary(i) for i in range(len(score.rows)))
+    decimals = decimals_for(spread.sd for spread in spreads if spread)
+    stderr = score.stderr(index)
+    cell = _mean_cell(r, summary, min(decimals, 4))
+    short = f" ({summary.n})" if summary.n < len(r.losses) else ""
+    details = {**cell.details, "item_stderr": stderr}
+    return replace(cell, text=cell.text + short, details=details)
 
 
 def _difference_cell(r: _Numbers, decimals: int) -> Cell:
@@ -264,7 +283,7 @@ def _caption(manifest: Manifest, rows: Sequence[_Numbers]) -> str:
         f"Validation loss (nats per token) and bits per byte after {manifest.tokens:,} training"
         f" tokens: mean ± sd over seeds ({seeds} planned per row), {matched}."
         f" Δ: mean difference from {manifest.rows[0].label}, paired by seed, with the 95% t"
-        " interval of the paired difference; bold where it excludes zero. Lower is better."
+        " interval of the paired difference; bold where it excludes zero. A lower loss is better."
     )
 
 

@@ -105,11 +105,17 @@ def find_base(base: str, folder: Path) -> Path:
 
 
 def resolve_imports(located: Located, folder: Path) -> None:
-    """Makes `imports:` absolute: they are relative to the file that holds them."""
-    imports = located.data.get("imports")
-    for index, item in enumerate(imports if isinstance(imports, list) else []):
-        if isinstance(item, str) and "\0" not in item:
-            imports[index] = str((folder / item).resolve())
+    """Makes `imports:` and `evaluation.include_path` absolute: both are relative to the file that
+    holds them."""
+    imports, evaluation = located.data.get("imports"), located.data.get("evaluation")
+    places: list[tuple[Any, Any]] = []
+    if isinstance(imports, list):
+        places += [(imports, index) for index in range(len(imports))]
+    if isinstance(evaluation, dict) and "include_path" in evaluation:
+        places.append((evaluation, "include_path"))
+    for holder, key in places:
+        if isinstance(holder[key], str) and "\0" not in holder[key]:
+            holder[key] = str((folder / holder[key]).resolve())
 
 
 def merge_into(lower: Located, upper: Located) -> None:
@@ -447,18 +453,27 @@ def identity(experiment: Experiment) -> str:
 
 def changed_defaults(experiment: Experiment, stored: Mapping[str, Any]) -> list[str]:
     """Where the science of a stored run of the same id is not what it would be now."""
-    now = flatten({k: v for k, v in resolved(experiment).items() if not is_execution_key(k)})
-    then = flatten({k: v for k, v in stored.items() if not is_execution_key(k)})
+    now, then = flatten(resolved(experiment)), flatten(stored)
     return [
         f"{path}: stored {then[path]!r}, now {now[path]!r}"
         for path in sorted(set(now) & set(then))
-        if now[path] != then[path]
+        if now[path] != then[path] and not in_execution(path)
     ]
 
 
-def is_execution_key(key: str) -> bool:
-    info = Experiment.model_fields.get(key)
-    return info is not None and is_execution(info)
+def in_execution(dotted: str) -> bool:
+    """Whether the field at a path, or a section that it is in, is declared execution."""
+    model: type[Closed] | None = Experiment
+    path: Path_ = ()
+    for key in dotted.split("."):
+        info = model.model_fields.get(key) if model is not None else None
+        if info is None:
+            return False
+        if is_execution(info):
+            return True
+        path = (*path, key)
+        model = section(path)
+    return False
 
 
 def flatten(data: Any, path: str = "") -> dict[str, Any]:

@@ -12,6 +12,8 @@ from components.decoder import Decoder
 from components.functional import linear_cross_entropy
 from components.objective import CrossEntropy
 from experiments import checkpoint
+from experiments.data import Dataset, prepare
+from experiments.loader import load
 from experiments.record import Run, UserError
 from experiments.schema import Experiment
 
@@ -53,18 +55,39 @@ class Trained:
     step: int
 
 
-def load_trained(run: Run, experiment: Experiment, vocab_size: int) -> Trained:
+def load_trained(
+    run: Run, experiment: Experiment, vocab_size: int, step: int | None = None
+) -> Trained:
     """The model of a run's newest whole checkpoint, on the CPU, in evaluation mode.
 
+    Args:
+        step: of another checkpoint than the newest.
+
     Raises:
-        UserError: it has none yet.
+        UserError: it has none yet, or none of that step.
     """
-    found = checkpoint.newest(run / "checkpoints", lambda text: print(text, file=sys.stderr))
+    folder = run / "checkpoints"
+    found = checkpoint.newest(folder, lambda text: print(text, file=sys.stderr))
     if found is None:
         raise UserError(f"{run.folder}: no whole checkpoint to read; the run is {run.state}")
     path, state = found
+    if step is not None and step != state["step"]:
+        kept = checkpoint.steps(folder)
+        if step not in kept:
+            raise UserError(
+                f"{folder}: no checkpoint of step {step} (there are: {', '.join(map(str, kept))})"
+            )
+        path = checkpoint.path_of(folder, step)
+        state = checkpoint.check(path)
     m = experiment.model
     with torch.device("meta"):
         model = Decoder(experiment.dims(vocab_size), m.specs, m.tie_embeddings)
     model.load_state_dict(checkpoint.load_weights(path), assign=True)
     return Trained(run, experiment, model.eval(), state["step"])
+
+
+def open_run(run: Run, step: int | None = None) -> tuple[Trained, Dataset]:
+    """A run's model, as `load_trained`, and its data with the tokenizer, from its own records."""
+    experiment = load(run / "experiment.yaml")
+    data = prepare(experiment.data, run.root / "data", progress=sys.stderr.isatty())
+    return load_trained(run, experiment, data.vocab_size, step), data

@@ -51,6 +51,9 @@ class Interrupted(Exception):
         super().__init__(f"stopped by {signal.Signals(number).name}")
         self.signal = number
 
+    def __reduce__(self) -> tuple[type[Interrupted], tuple[int]]:
+        return Interrupted, (self.signal,)  # to other processes of the same run
+
 
 def write_atomically(path: Path, text: str, durable: bool = True) -> None:
     """Writes beside and renames, so that a reader sees the old file or the new one, never half.

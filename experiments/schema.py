@@ -89,11 +89,31 @@ class Training(Closed):
         return self.tokens // self.tokens_per_step
 
 
+def scoring(description: str, **bounds: Any) -> Any:
+    """A field of `evaluation` that says what else is measured: it trains no other model."""
+    return Field(description=description, json_schema_extra=EXECUTION, **bounds)
+
+
 class Evaluation(Closed):
-    """When and on how much of the validation split the loss is measured."""
+    """When and on how much of the validation split the loss is measured; which tasks of lm-eval
+    are scored. The latter can be added to a finished run, so they are no part of its identity."""
 
     every_tokens: Annotated[Count | None, Field(description="null: at the end only")] = None
     tokens: Annotated[Count, Field(description="validation tokens, the same each time")] = 65536
+    tasks: Annotated[tuple[str, ...], scoring("lm-eval tasks, groups or tags")] = ()
+    every: Annotated[Count | None, scoring("tokens between scorings; null: at the end")] = None
+    include_path: Annotated[str | None, scoring("a folder of task YAMLs of your own")] = None
+    num_fewshot: Annotated[int | None, scoring("examples; null: the task's own", ge=0)] = None
+    limit: Annotated[int | float | None, scoring("first items only; below 1: a share", gt=0)] = None
+    max_length: Annotated[Count | None, scoring("tokens seen at once; null: max_seq_len")] = None
+    add_bos_token: Annotated[bool, scoring("end of text before every context")] = False
+    precision: Annotated[Literal["fp32", "bf16"], scoring("of the weights in scoring")] = "fp32"
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """As `Experiment.problems`."""
+        limit = self.limit
+        if limit is not None and limit > 1 and limit != int(limit):
+            yield "evaluation.limit", f"{limit} is neither a number of items nor a share below 1"
 
 
 class Execution(Closed):
@@ -158,6 +178,7 @@ class Experiment(Closed):
                 f"{t.tokens} tokens are less than one step of {t.global_batch_size} x {t.seq_len} "
                 f"= {t.tokens_per_step}",
             )
+        yield from self.evaluation.problems()
         micro = self.execution.micro_batch_size
         if micro is not None and t.global_batch_size % micro:
             yield (

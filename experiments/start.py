@@ -31,7 +31,22 @@ from experiments.yaml_text import read
 
 
 def start_accelerator(experiment: Experiment, sharding: Sharding = "ddp") -> Accelerator:
-    """Accelerate for this experiment's device and precision.
+    """Accelerate for training this experiment, on its device and in its precision.
+
+    Raises:
+        UserError: the machine does not have what the experiment asks for.
+    """
+    accelerator = accelerate_on(experiment, sharding)
+    if experiment.training.global_batch_size % world(accelerator):
+        raise UserError(
+            f"training.global_batch_size: {world(accelerator)} processes can't share "
+            f"{experiment.training.global_batch_size} sequences evenly"
+        )
+    return accelerator
+
+
+def accelerate_on(experiment: Experiment, sharding: Sharding = "ddp") -> Accelerator:
+    """Accelerate for this experiment's device and precision, whatever is done with it.
 
     Raises:
         UserError: the machine does not have what the experiment asks for.
@@ -50,13 +65,7 @@ def start_accelerator(experiment: Experiment, sharding: Sharding = "ddp") -> Acc
     mixed = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[precision]
     on_cpu = device == "cpu" or (device == "auto" and not cuda and not mps)
     kind = "cpu" if on_cpu else "cuda" if cuda else "mps"
-    accelerator = accelerator_for(sharding, kind, precision, mixed_precision=mixed, cpu=on_cpu)
-    if experiment.training.global_batch_size % world(accelerator):
-        raise UserError(
-            f"training.global_batch_size: {world(accelerator)} processes can't share "
-            f"{experiment.training.global_batch_size} sequences evenly"
-        )
-    return accelerator
+    return accelerator_for(sharding, kind, precision, mixed_precision=mixed, cpu=on_cpu)
 
 
 def world(accelerator: Accelerator) -> int:

@@ -22,22 +22,25 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from components.decoder import count
-from experiments import checkpoint
+from experiments import checkpoint, scores
 from experiments.clock import Clock, peak_memory
 from experiments.data import Dataset, prepare
+from experiments.evaluate import Subject, score
 from experiments.loader import run_id
-from experiments.model import LanguageModel, build
+from experiments.model import LanguageModel, build, load_trained
 from experiments.progress import Progress
 from experiments.record import (
     SCHEMA,
     Interrupted,
     Run,
+    UserError,
     append_rows,
     read_json,
     truncate,
     write_json,
 )
 from experiments.schema import Experiment
+from experiments.scores import ScoringFailed
 from experiments.sharding import Sharding, load_optimizer, load_weights, shard, whole
 from experiments.start import (
     check_directory,
@@ -69,12 +72,14 @@ def train(
 
     Raises:
         UserError: the data or the run directory does not allow it, or the disk is full.
+        ScoringFailed: the run is done, but one of its tasks could not be scored.
         Interrupted: a signal came; the checkpoint of the last step is on disk.
     """
     run = Run(root, run_id(experiment, seed))
     check_directory(run, experiment)
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
-    if alone and (run / "result.json").exists():
+    known = alone and (run / "result.json").exists()
+    if known and not scores.lacking(run, experiment.evaluation.model_dump()):
         return read_json(run / "result.json")
     with contextlib.nullcontext(stop) if stop is not None else stop_signals() as caught:
         accelerator = start_accelerator(experiment, sharding)
@@ -83,11 +88,35 @@ def train(
         data.batch(0, seed=seed, seq_len=t.seq_len, global_batch_size=t.global_batch_size)
         data.validation(experiment.evaluation.tokens, t.seq_len)
         with hold(run, experiment, seed, data, accelerator) as result:
-            if result is not None:  # another process was quicker
-                return result
             main = accelerator.is_main_process
             with Progress(progress, run) if main else Progress("none", None) as line:
-                return Training(experiment, seed, run, data, accelerator, line).run_all(caught)
+                if result is None:  # else it was done before, or another process was quicker
+                    training = Training(experiment, seed, run, data, accelerator, line)
+                    result = training.run_all(caught)
+                if result["status"] == "done" and experiment.evaluation.tasks:
+                    score_end(experiment, run, data, accelerator, line, caught)
+            return result
+
+
+def score_end(
+    experiment: Experiment,
+    run: Run,
+    data: Dataset,
+    accelerator: Accelerator,
+    line: Progress,
+    stop: list[int],
+) -> None:
+    """Scores the last checkpoint on the tasks that it lacks; each process holds the whole model.
+
+    Raises:
+        ScoringFailed, Interrupted: as `evaluate.score`.
+    """
+    trained = load_trained(run, experiment, data.vocab_size)
+    model = trained.model.to(accelerator.device)
+    tokens = trained.step * experiment.training.tokens_per_step
+    main = accelerator.is_main_process
+    subject = Subject(run, model, data, trained.step, tokens, main, stop, line.say, line.pulse)
+    score(subject, experiment.evaluation)
 
 
 class Training:
@@ -110,6 +139,13 @@ class Training:
         self.micro = micro_batch(experiment, self.share)
         every = experiment.evaluation.every_tokens
         self.eval_steps = max(1, round(every / self.tokens_per_step)) if every else None
+        every = experiment.evaluation.every if experiment.evaluation.tasks else None
+        self.score_steps = max(1, round(every / self.tokens_per_step)) if every else None
+        if self.score_steps and accelerator.is_fsdp2:
+            raise UserError(
+                "evaluation.every: a model spread over processes (fsdp2) is scored at the end "
+                "only; leave `every` out, or use ddp"
+            )
         self.windows, self.target_bytes = data.validation(experiment.evaluation.tokens, t.seq_len)
 
         m = experiment.model
@@ -154,6 +190,8 @@ class Training:
     def run_all(self, stop: list[int]) -> dict[str, Any]:
         """Every step from the newest checkpoint to the end, or to a signal in `stop`."""
         self.resume()
+        if self.score_steps and 0 < self.step < self.steps and self.due(self.score_steps):
+            self.score(stop)  # what a signal at this step left out
         if self.step == 0 and self.eval_steps:
             self.evaluate()  # the beginning of the curve
         self.clock.start(self.seconds)
@@ -170,6 +208,10 @@ class Training:
             if evaluation:
                 self.clock.stop()
                 self.evaluate()
+                self.clock.start(self.seconds)
+            if self.score_steps and self.due(self.score_steps) and self.step < self.steps:
+                self.clock.stop()
+                self.score(stop)
                 self.clock.start(self.seconds)
             alone = world(self.accelerator) == 1
             if self.step == self.steps or not (row or alone or self.step >= self.look_at):
@@ -314,6 +356,20 @@ class Training:
             row |= {"val/loss": loss, "val/bpb": bpb}
             append_rows(self.run / "metrics.jsonl", row)
             self.progress.show(self.step, self.steps, self.tokens_per_step, self.last, None)
+
+    def score(self, stop: list[int]) -> None:
+        """Scores the model as it is now; a task that fails is said, and training goes on."""
+        tokens, main = self.step * self.tokens_per_step, self.accelerator.is_main_process
+        line = self.progress
+        subject = Subject(
+            self.run, self.decoder, self.data, self.step, tokens, main, stop, line.say, line.pulse
+        )
+        try:
+            score(subject, self.experiment.evaluation)
+        except ScoringFailed as error:
+            self.progress.say(f"scoring failed at step {self.step}: {error}")
+        except Interrupted:  # the loop saves at this step, and the rest is scored after
+            pass
 
     # --- checkpoints ---------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from components.registry import UserError
 from experiments.record import FINISHED, Run, write_atomically
@@ -25,7 +25,7 @@ from sweeps.scheduler import Element, View
 from sweeps.status import Row
 
 UNDERWAY = (*FINISHED, "running", "queued")
-FREED = ("failed", "interrupted", "stale")  # what `retry` takes up
+FREED = ("failed", "interrupted", "stale", "unscored")  # what `retry` takes up
 CONFIRM_SECONDS = 2.0
 IDS_AT_ONCE = 500
 
@@ -42,11 +42,17 @@ class Sent:
         return [row for row in self.rows if row.state in ("running", "queued")]
 
 
-def submit(root: Path, record: Mapping[str, Any], file: ClusterFile, again: bool = False) -> Sent:
+def submit(
+    root: Path,
+    record: Mapping[str, Any],
+    file: ClusterFile,
+    which: Literal["lacking", "freed", "unscored"] = "lacking",
+) -> Sent:
     """Submits what a sweep lacks and nobody works on or has queued, and writes its manifest.
 
     Args:
-        again: only those that failed, were cut off or taken back, not those never submitted.
+        which: `freed`: only those that failed, were cut off or taken back, not those never
+            submitted; `unscored`: only those that are trained and not scored yet.
 
     Raises:
         UserError: Slurm gives no answer, or takes none of them; in its own words.
@@ -54,12 +60,13 @@ def submit(root: Path, record: Mapping[str, Any], file: ClusterFile, again: bool
     with queue.lock(root):
         slurm.clear_up(root)
         rows = certain(root, record)
-        submitted_before = queue.places(root) if again else {}
-        wanted = {
-            row.id
-            for row in rows
-            if (is_freed(row, submitted_before) if again else row.state not in UNDERWAY)
-        }
+        submitted_before = queue.places(root) if which == "freed" else {}
+        takes = {
+            "lacking": lambda row: row.state not in UNDERWAY,
+            "freed": lambda row: is_freed(row, submitted_before),
+            "unscored": lambda row: row.state == "unscored",
+        }[which]
+        wanted = {row.id for row in rows if takes(row)}
         jobs = [job for job in manifest.jobs(record) if job.id in wanted]
         path = manifest.path_of(root, record["name"])
         before = path.read_bytes() if path.exists() else None
@@ -78,7 +85,7 @@ def submit(root: Path, record: Mapping[str, Any], file: ClusterFile, again: bool
 def lacking(root: Path, record: Mapping[str, Any]) -> tuple[list[manifest.Job], str | None]:
     """The runs that `submit` would submit now; where Slurm is silent, queued ones too, and why."""
     jobs = list(manifest.jobs(record))
-    view = status.unfinished(root, [job.id for job in jobs])
+    view = status.unfinished(root, jobs)
     rows = {row.id: row.state for row in status.sweep_status(root, record, view)}
     return [job for job in jobs if rows[job.id] not in UNDERWAY], view.answer.silence
 
@@ -89,10 +96,9 @@ def certain(root: Path, record: Mapping[str, Any]) -> list[Row]:
     Raises:
         UserError: Slurm gives no answer.
     """
-    ids = [job.id for job in manifest.jobs(record)]
     rows: list[Row] = []
     for attempt in range(2):
-        view = status.unfinished(root, ids)
+        view = status.unfinished(root, manifest.jobs(record))
         if view.answer.silence:
             raise UserError(
                 f"Slurm gives no answer, so nobody knows what is queued: {view.answer.silence}"
@@ -113,7 +119,7 @@ def cancel(root: Path, record: Mapping[str, Any], *, dry_run: bool = False) -> l
     with queue.lock(root) if queue.folder(root).is_dir() else contextlib.nullcontext():
         if not dry_run:
             slurm.clear_up(root)
-        view = status.unfinished(root, [job.id for job in manifest.jobs(record)])
+        view = status.unfinished(root, manifest.jobs(record))
         rows = [r for r in status.sweep_status(root, record, view) if r.state not in FINISHED]
         if view.answer.silence:
             raise UserError(f"Slurm gives no answer, nothing is cancelled: {view.answer.silence}")
@@ -179,7 +185,7 @@ def holds(pid: int, run: Run) -> bool:
 
 def to_retry(root: Path, record: Mapping[str, Any]) -> tuple[list[Row], ClusterFile | None]:
     """The runs to be taken up again, and the cluster that the sweep was last submitted to."""
-    view = status.unfinished(root, [job.id for job in manifest.jobs(record)])
+    view = status.unfinished(root, manifest.jobs(record))
     every = status.sweep_status(root, record, view)
     rows = [row for row in every if is_freed(row, view.places)]
     open_ = [view.places[r.id] for r in every if r.id in view.places and r.state not in FINISHED]

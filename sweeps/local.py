@@ -34,6 +34,8 @@ PRELOAD = (
     *("experiments.trainer", "torch._dynamo", "einops._torch_specific"),
     *(f"components.{kind}" for kind in registry.BUILTIN),
 )
+# And what scoring imports, where tasks are wanted.
+SCORING = ("experiments.lm", "lm_eval.evaluator", "datasets.load", "pyarrow.parquet", "scipy.io")
 
 
 class Watcher(Protocol):
@@ -57,7 +59,7 @@ class Outcome:
 
     @property
     def failed(self) -> list[str]:
-        return [id for id, state in self.states.items() if state == "failed"]
+        return [id for id, state in self.states.items() if state in ("failed", "unscored")]
 
     @property
     def interrupted(self) -> bool:
@@ -121,14 +123,16 @@ def execute(
         asked: signals caught by the caller, who then handles them; none of them kills.
         waits_for: whether to wait for a run that another process works on, or to leave it alone.
     """
-    states = {job.id: Run(root, job.id).state for job in jobs}
+    states = {job.id: manifest.state(root, job) for job in jobs}
     missing = [job for job in jobs if states[job.id] not in FINISHED]
     if not missing:
         return Outcome(states)
     slots = plan_slots(missing, workers, **(allotment or {}))
     if watcher is not None:
         watcher.begin(missing, len(jobs) - len(missing), slots)
-    settings = worker.Settings(str(root.resolve()), target, tuple(preload))
+    scored = any((job.experiment.get("evaluation") or {}).get("tasks") for job in missing)
+    modules = (*preload, *(SCORING if scored else ()))
+    settings = worker.Settings(str(root.resolve()), target, modules)
     own = stop_requests() if asked is None else contextlib.nullcontext(asked)
     with own as heard, Server(settings) as server:
         execution = Execution(root, missing, slots, server, watcher, states, waits_for)
@@ -196,8 +200,9 @@ class Execution:
             if run.locked:
                 self.wait_for(job)
                 continue
-            if run.state in FINISHED:  # another sweep was quicker
-                self.settle(job, run.state)
+            state = manifest.state(self.root, job)
+            if state in FINISHED:  # another sweep was quicker
+                self.settle(job, state)
                 continue
             (run / "failure.json").unlink(missing_ok=True)
             device = self.free.popleft()
@@ -221,7 +226,7 @@ class Execution:
         """What the end of a run's process means."""
         run = Run(self.root, job.id)
         if (run / "result.json").exists():
-            self.settle(job, run.state)
+            self.settle(job, manifest.state(self.root, job))
         elif code == worker.ELSEWHERE and not self.stops:
             self.wait_for(job)
         elif code in (worker.INTERRUPTED, worker.ELSEWHERE, -signal.SIGTERM) or (
@@ -238,7 +243,7 @@ class Execution:
         for job, _ in self.running.values():
             while Run(self.root, job.id).locked:
                 time.sleep(TICK_SECONDS)
-            self.settle(job, Run(self.root, job.id).state)
+            self.settle(job, manifest.state(self.root, job))
         self.running, self.stops = {}, max(self.stops, 1)
         self.stop(1)
 

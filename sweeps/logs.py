@@ -37,7 +37,7 @@ def chosen(root: Path, record: Mapping[str, Any], label: str | None, seed: int |
     }
     found = [job for job in jobs if job.id in wanted]
     if len(found) == 1:
-        view = status.unfinished(root, [found[0].id])
+        view = status.unfinished(root, found)
         return status.read(root, found[0], record["name"], view)
     missing = [] if label is not None else [f"--row ({', '.join(labels)})"]
     missing += [] if seed is not None else [f"--seed ({seeds})"]
@@ -61,9 +61,9 @@ def follow(root: Path, record: Mapping[str, Any], row: Row, write: Callable[[str
     path = run / "log.txt"
     at = path.stat().st_size if path.exists() else 0
     for look in looks():
-        ended = not run.locked and run.state in FINISHED
+        ended = not run.locked and manifest.state(root, job) in FINISHED
         if not ended and not run.locked and look % status.ASK_SECONDS == 0:
-            now = status.read(root, job, record["name"], status.unfinished(root, [row.id]))
+            now = status.read(root, job, record["name"], status.unfinished(root, [job]))
             ended = now.state not in ("running", "queued")
         if path.exists():
             with open(path, "rb") as file:

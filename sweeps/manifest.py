@@ -13,13 +13,15 @@ The baseline is the first row. Two rows may have a run in common.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.registry import UserError, did_you_mean
-from experiments.record import read_json, write_json
+from experiments import scores
+from experiments.record import Run, read_json, write_json
 from experiments.yaml_text import read
 
 if TYPE_CHECKING:
@@ -182,6 +184,33 @@ def jobs(data: Mapping[str, Any]) -> Iterator[Job]:
             if run is not None and run not in seen:
                 seen.add(run)
                 yield Job(run, seed, row["label"], row["experiment"])
+
+
+def state(root: Path, job: Job) -> str:
+    """A run's state as its sweep sees it: `unscored` where it is trained and a task that its
+    experiment names is not scored yet, `running` while somebody scores it.
+
+    Raises:
+        UserError: its result is damaged.
+    """
+    return scored_state(Run(root, job.id), job.experiment.get("evaluation") or {})
+
+
+def scored_state(run: Run, evaluation: Mapping[str, Any]) -> str:
+    """`state` of a run whose experiment has this `evaluation`."""
+    known = run.state
+    if known != "done" or not scores.lacking(run, evaluation):
+        return known
+    return "running" if run.locked else "unscored"
+
+
+def finished(root: Path, job: Job) -> bool:
+    """Whether nothing is left to do; a damaged result is told where it is read."""
+    if not (root / job.id / "result.json").exists():
+        return False
+    with contextlib.suppress(UserError):
+        return not scores.lacking(Run(root, job.id), job.experiment.get("evaluation") or {})
+    return True
 
 
 def experiment(job: Job) -> Experiment:

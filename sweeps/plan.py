@@ -80,6 +80,7 @@ def plan(sweep: Sweep, root: Path) -> Plan:
     Raises:
         UserError: a stored run was made with other defaults, or a record is damaged.
     """
+    check_tasks(sweep)
     sized = matching.sized(sweep, root / "data")
     rows, states, costs = [], {}, {}
     changed: list[str] = []
@@ -89,7 +90,8 @@ def plan(sweep: Sweep, root: Path) -> Plan:
         for seed in sweep.seeds:
             run = Run(root, variant.run_id(seed))
             if run.id not in states:
-                states[run.id] = run.state
+                evaluation = variant.experiment.evaluation
+                states[run.id] = manifest.scored_state(run, evaluation.model_dump())
                 costs[run.id] = (
                     item.counts.flops_per_token * training.steps * training.tokens_per_step
                 )
@@ -108,7 +110,7 @@ def plan(sweep: Sweep, root: Path) -> Plan:
     if changed:
         raise UserError("\n".join(changed))
     missing = [run for run, state in states.items() if state not in FINISHED]
-    missing_flops = sum(costs[run] for run in missing)
+    missing_flops = sum(costs[run] for run in missing if states[run] != "unscored")
     speed = measured_speed(root) if missing else None
     seconds = missing_flops / speed if speed else None
     return Plan(
@@ -145,6 +147,7 @@ def check_data(sweep: Sweep) -> None:
     """
     from experiments.data import cache_key
 
+    check_tasks(sweep, fetch=True)
     seen = set()
     for variant in sweep.variants:
         data = variant.experiment.data
@@ -154,6 +157,27 @@ def check_data(sweep: Sweep) -> None:
         seen.add(key)
         try:
             cache_key(data)
+        except UserError as error:
+            raise UserError(f"{variant.mark}: '{variant.label}': {error}") from error
+
+
+def check_tasks(sweep: Sweep, *, fetch: bool = False) -> None:
+    """Looks for each row's tasks of lm-eval and their data; with `fetch`, gets it from the hub.
+
+    Raises:
+        UserError: one is unknown, or its data is not there; names the row.
+    """
+    seen = set()
+    for variant in sweep.variants:
+        evaluation = variant.experiment.evaluation
+        key = (evaluation.tasks, evaluation.include_path)
+        if key in seen or not evaluation.tasks:
+            continue
+        seen.add(key)
+        from experiments import evaluate
+
+        try:
+            evaluate.check(evaluation, fetch=fetch)
         except UserError as error:
             raise UserError(f"{variant.mark}: '{variant.label}': {error}") from error
 

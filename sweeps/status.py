@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.registry import UserError
+from experiments import scores
 from experiments.record import FINISHED, Run, all_ids, last_row, read_json, tail
 from sweeps import manifest, queue, scheduler, worker
 from sweeps.queue import Place
@@ -31,14 +32,14 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SCHEMA = 1
-STATES = (*("done", "diverged", "running", "queued", "interrupted", "failed", "stale", "pending"),)
+STATES = ("done diverged running queued interrupted failed unscored stale pending").split()
 STYLES = {"done": "green", "diverged": "yellow", "running": "cyan", "failed": "red"}
 STYLES |= {"stale": "magenta"}
 SILENT_SECONDS = 300.0  # a running run refreshes its record every few seconds
 ASK_SECONDS = 15  # a site's scheduler is asked no more often, however often the screen is drawn
 LOG_LINES = 5
 MOST_ROWS = 100
-ATTENTION = ("running", "interrupted", "failed", "stale")
+ATTENTION = ("running", "interrupted", "failed", "unscored", "stale")
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Row:
 def sweep_status(root: Path, record: Mapping[str, Any], view: View | None = None) -> list[Row]:
     """A row for each run of a manifest, in the order in which they are run."""
     jobs = list(manifest.jobs(record))
-    view = view or unfinished(root, [job.id for job in jobs])
+    view = view or unfinished(root, jobs)
     return [read(root, job, record["name"], view) for job in jobs]
 
 
@@ -87,8 +88,7 @@ def all_status(root: Path, view: View | None = None) -> list[Row]:
     """A row for each run of every sweep, and for each run that belongs to none."""
     records = manifest.all_of(root)[0]
     ids = all_ids(root)
-    submitted = [job.id for record in records for job in manifest.jobs(record)]
-    view = view or unfinished(root, [*ids, *submitted])
+    view = view or unfinished(root, all_jobs(root, records))
     rows: dict[str, Row] = {}
     for record in records:
         for row in sweep_status(root, record, view):
@@ -101,9 +101,16 @@ def all_status(root: Path, view: View | None = None) -> list[Row]:
     return list(rows.values())
 
 
-def unfinished(root: Path, ids: Iterable[str]) -> View:
-    """What Slurm says of those of these runs that have no result."""
-    return scheduler.view(root, {id for id in ids if not (root / id / "result.json").exists()})
+def all_jobs(root: Path, records: Iterable[Mapping[str, Any]]) -> list[manifest.Job]:
+    """Every run of these manifests, and every other one below `root`."""
+    planned = [job for record in records for job in manifest.jobs(record)]
+    rest = {*all_ids(root), *queue.places(root)} - {job.id for job in planned}
+    return [*planned, *(manifest.Job(id, 0, "", {}) for id in sorted(rest))]
+
+
+def unfinished(root: Path, jobs: Iterable[manifest.Job]) -> View:
+    """What Slurm says of those of these runs with which something is left to do."""
+    return scheduler.view(root, {job.id for job in jobs if not manifest.finished(root, job)})
 
 
 def read(root: Path, job: manifest.Job, sweep: str | None, view: View | None = None) -> Row:
@@ -112,14 +119,19 @@ def read(root: Path, job: manifest.Job, sweep: str | None, view: View | None = N
     place = view.places.get(job.id) if view else None
     number: str | None = None
     try:
-        state, note = run.state, None
+        state, note = manifest.state(root, job), None
         if view and place and (array := view.answer.job(place.submission)):
             number = place.element(array)
         if view and place and state not in FINISHED:
             state, note = in_queue(run, state, place, view.answer)
         known: dict[str, Any] = {}
-        if state in FINISHED:
+        if state in FINISHED or (run / "result.json").exists():
             known = finished(read_json(run / "result.json"))
+            if state == "unscored":
+                lacking = ", ".join(scores.lacking(run, job.experiment["evaluation"]))
+                known["note"] = scores.failure(run) or f"not scored yet: {lacking}"
+            elif state == "running":
+                known |= {"pid": run.live().get("pid"), "note": "trained; its tasks are scored"}
         elif state == "running":
             known = running(run.live())
         elif state != "pending":
@@ -139,6 +151,8 @@ def in_queue(run: Run, state: str, place: Place, answer: Answer) -> tuple[str, s
     live = run.live()
     if element is None and array is not None:
         element = scheduler.last_words(place, array)
+    if state == "unscored" and not (element and (element.waiting or element.active)):
+        return state, None
     if element is None:
         never = array is None and answer.silence is None  # its submission did not reach Slurm
         if state in ("running", "failed") or never or (state == "interrupted" and not live):
@@ -311,7 +325,7 @@ def failures(rows: Sequence[Row]) -> list[str]:
     """Why each failed run failed, where its log is, and the log's last lines."""
     lines: list[str] = []
     for row in rows:
-        if row.state in ("failed", "stale"):
+        if row.state in ("failed", "unscored", "stale"):
             if len(lines) > MOST_ROWS:
                 return [*lines, "… and more: --json has them all"]
             who = row.id if row.label is None else f"{row.label} s{row.seed}"
@@ -330,10 +344,10 @@ def command(root: Path, name: str | None, *, as_json: bool = False, watch: bool 
     asked: list[tuple[float, View]] = []
 
     def look() -> list[Row]:
-        ids = [job.id for job in manifest.jobs(record)] if record else None
         if not asked or time.monotonic() - asked[-1][0] > ASK_SECONDS:
-            view = unfinished(root, ids if ids is not None else queue.places(root))
-            asked[:] = [(time.monotonic(), view)]
+            records = [record] if record else manifest.all_of(root)[0]
+            jobs = manifest.jobs(record) if record else all_jobs(root, records)
+            asked[:] = [(time.monotonic(), unfinished(root, jobs))]
         view = asked[-1][1]
         return sweep_status(root, record, view) if record else all_status(root, view)
 

@@ -120,7 +120,7 @@ class Task:
 
     @property
     def finished(self) -> bool:
-        return all((Run(Path(self.root), job.id) / "result.json").exists() for job in self.runs)
+        return all(manifest.finished(Path(self.root), job) for job in self.runs)
 
     @property
     def marker(self) -> Path:
@@ -132,11 +132,12 @@ class Task:
         caught.append(signal.SIGTERM)
 
     def progress(self) -> list[str]:
-        """The newest checkpoint of each run, or its result."""
+        """The newest checkpoint of each run, or its result, and how many scores it has."""
         runs = [Run(Path(self.root), job.id) for job in self.runs]
         return [
             max((p.name for p in (run / "checkpoints").glob("step-*")), default="")
             + str((run / "result.json").exists())
+            + str(len(list((run / "scores").glob("step-*/*.json"))))
             for run in runs
         ]
 

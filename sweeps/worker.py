@@ -29,6 +29,7 @@ from experiments.record import (
     whereabouts,
     write_json,
 )
+from experiments.scores import ScoringFailed
 from sweeps import manifest
 
 DONE, FAILED, INTERRUPTED, ELSEWHERE = 0, 1, 75, 76  # exit codes of a run's process
@@ -88,6 +89,9 @@ def attempt(run: Run, carry_out: Callable[[], None]) -> int:
     except Interrupted as error:
         print(error, file=sys.stderr)
         return INTERRUPTED
+    except ScoringFailed as error:  # which is in the run's scores/; the run itself is done
+        print(f"error: scoring failed: {error}", file=sys.stderr)
+        return FAILED
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return fail(run, str(error))

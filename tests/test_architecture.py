@@ -19,7 +19,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "components": (),
     "experiments": ("components",),
     "sweeps": ("components", "experiments"),
-    "analysis": ("experiments.record",),
+    "analysis": ("experiments.record", "experiments.scores"),
 }
 
 

@@ -94,6 +94,7 @@ def follow(block: Block, after: Block | None) -> None:
     """Does with one block what its words say."""
     shown = after.text.splitlines() if after and after.language == "text" else None
     if block.file:
+        Path(block.file).parent.mkdir(exist_ok=True)
         Path(block.file).write_text(block.text, "utf-8")
     if block.language == "bash" and "run" in block.words:
         run(block.text)

@@ -66,7 +66,8 @@ MESSAGES = {
     "key of a section": (
         "evaluation:\n  every_token: 3\n",
         "x.yaml:11:3: evaluation.every_token: unknown key 'every_token' — did you mean "
-        "'every_tokens'? (known: every_tokens, tokens)",
+        "'every_tokens'? (known: add_bos_token, every, every_tokens, include_path, limit, "
+        "max_length, num_fewshot, precision, tasks, tokens)",
     ),
     "component": (
         "data: {tokenizer: byte}\n",
@@ -287,7 +288,8 @@ def test_an_error_inherited_from_a_base_is_told_at_the_line_of_the_base() -> Non
         "x.yaml:2:12: training.lr: should be greater than 0, got -1",
         "y.yaml:11:3: data.split_seed: should be a whole number, got 'x'",
         "y.yaml:12:14: evaluation.tokenz: unknown key 'tokenz' — did you mean 'tokens'? "
-        "(known: every_tokens, tokens)",
+        "(known: add_bos_token, every, every_tokens, include_path, limit, "
+        "max_length, num_fewshot, precision, tasks, tokens)",
     ]
 
 

@@ -1,0 +1,201 @@
+"""Scores: what lm-eval's tasks gave for a run at one step, kept beside it.
+
+    runs/<id>/scores/
+        step-00000202/hellaswag.json       a task's metrics, and of what; or a group's
+        step-00000202/hellaswag.parquet    one row per item, to compare two runs item by item
+        step-00000202/hellaswag,5shot,first100.json     under other settings it is another score
+        failure.json                       why the last attempt at scoring ended
+        lock                               held by who scores the run
+
+A task's record:
+
+    {"schema": 1, "task", "kind": task|group|tag, "children": [...], "step", "tokens",
+     "settings": {...}, "fingerprint", "version": the task's, "lm_eval": "0.4.13", "items", "of",
+     "metrics": {"acc": {"value", "stderr", "higher_is_better", "chance"}, ...}, "primary": "acc",
+     "truncated": items whose context was cut, "unknown": items that hold what the tokenizer has no
+     id for, "seconds"}
+
+`stderr` is that of the items, as lm-eval gives it: how far the score would move with other items
+of the same kind. How far it moves with another seed is a matter of several runs, and of analysis/.
+Nothing here imports torch or lm-eval.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from components.registry import UserError
+from experiments.record import HELD, Run, disk_error, read_json
+
+SCHEMA = 1
+SMOOTH = ("answer_bpb", "answer_probability")  # what moves where right answers stand at chance
+Z95 = 1.96
+WAIT_SECONDS = 0.25
+PROBE_ITEMS = 200
+
+
+class ScoringFailed(UserError):
+    """The run is as it was, but some tasks could not be scored; the others are."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides a score besides the task and the weights; see `schema.Evaluation`."""
+
+    num_fewshot: int | None = None
+    limit: float | None = None
+    max_length: int | None = None
+    add_bos_token: bool = False
+    precision: str = "fp32"
+
+    @classmethod
+    def of(cls, evaluation: Mapping[str, Any]) -> Settings:
+        """Of the plain data of an experiment's `evaluation`."""
+        known = {name: evaluation.get(name) for name in cls.__dataclass_fields__}
+        return cls(**{name: value for name, value in known.items() if value is not None})
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What differs from the usual, for names and titles."""
+        words = [f"{self.num_fewshot}shot"] * (self.num_fewshot is not None)
+        if self.limit is not None:
+            share = self.limit < 1
+            words.append(f"first{100 * self.limit:g}%" if share else f"first{self.limit:g}")
+        words += [f"length{self.max_length}"] * (self.max_length is not None)
+        words += ["bos"] * self.add_bos_token
+        return (*words, *[self.precision] * (self.precision != "fp32"))
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def folder(run: Run, step: int) -> Path:
+    return run / "scores" / f"step-{step:08d}"
+
+
+def path_of(run: Run, step: int, task: str, settings: Settings) -> Path:
+    """The record of a task's (group's, tag's) score; a name with odd characters is quoted."""
+    return folder(run, step) / (",".join([quote(task, safe=""), *settings.words]) + ".json")
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """A record; None if there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    return read_json(path) if path.exists() else None
+
+
+def steps(run: Run) -> list[int]:
+    """Steps at which the run has been scored, oldest first."""
+    found = (p.name.removeprefix("step-") for p in (run / "scores").glob("step-*"))
+    return sorted(int(name) for name in found if name.isdigit())
+
+
+def of_step(run: Run, step: int) -> dict[str, dict[str, Any]]:
+    """Every record of a step, by file name without its ending: `hellaswag,5shot`."""
+    return {path.stem: read_json(path) for path in sorted(folder(run, step).glob("*.json"))}
+
+
+def lacking(run: Run, evaluation: Mapping[str, Any]) -> list[str]:
+    """The tasks that `evaluation` names and that a finished run has not been scored on yet.
+
+    A diverged run lacks none: there are no weights worth a score.
+    """
+    names = evaluation.get("tasks") or ()
+    if not names:
+        return []
+    result = read_json(run / "result.json")
+    if result.get("status") != "done":
+        return []
+    settings = Settings.of(evaluation)
+    return [n for n in names if not path_of(run, result["step"], n, settings).exists()]
+
+
+def failure(run: Run) -> str | None:
+    """Why the last attempt at scoring ended, in one line."""
+    path = run / "scores" / "failure.json"
+    return str(read_json(path).get("error")) if path.exists() else None
+
+
+def at_chance(metric: Mapping[str, Any], value: float, items: int) -> bool | None:
+    """Whether a score is within the noise of guessing, or below it, at 95%; None: can't be said.
+
+    `value` is the score, of one run or a mean over seeds. The noise is that of the items: a mean
+    over seeds has no less of it, since all seeds answer the same items.
+    """
+    chance, stderr = metric.get("chance"), metric.get("stderr")
+    if chance is None:
+        return None
+    by_guessing = math.sqrt(chance * (1 - chance) / items) if items else math.inf
+    return value - chance < Z95 * max(by_guessing, stderr or 0.0) or value <= chance
+
+
+def lines(records: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """The scores to be read: (task, items, score ± 95% of its items, chance, what it can tell,
+    bits per byte and probability of the right answer)."""
+    rows = []
+    for name, record in records.items():
+        metrics, items = record["metrics"], record["items"]
+        leading = metrics.get(record["primary"] or "")
+        score, chance, verdict = "—", "—", ""
+        if leading and leading["value"] is not None:
+            spread = leading["stderr"]
+            score = f"{record['primary']} {leading['value']:.4f}"
+            score += f" ± {Z95 * spread:.4f}" if spread is not None else ""
+            if leading["chance"] is not None:
+                chance = f"{leading['chance']:.4f}".rstrip("0").rstrip(".")
+            blind = at_chance(leading, leading["value"], items)
+            verdict = {True: "at chance", False: "above chance", None: ""}[blind]
+        smooth = [metrics.get(key, {}).get("value") for key in SMOOTH]
+        of = f"{items} of {record['of']}" if items < record["of"] else str(items)
+        rows.append(
+            (name, of, score, chance, verdict, *("—" if v is None else f"{v:.4f}" for v in smooth))
+        )
+    return rows
+
+
+@contextlib.contextmanager
+def lock(run: Run, wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Holds the run's scores for this process; waits for another one that scores it.
+
+    Args:
+        wait: called now and then while waiting; may raise.
+
+    Raises:
+        UserError: the folder can't be written, or its file system has no locks.
+    """
+    path = run / "scores" / "lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise disk_error(error, path) from error
+    try:
+        while not taken(descriptor, path):
+            wait()
+            time.sleep(WAIT_SECONDS)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def taken(descriptor: int, path: Path) -> bool:
+    """Tries for the lock."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in HELD:
+            return False
+        raise disk_error(error, path) from error
+    return True
