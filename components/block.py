@@ -32,9 +32,14 @@ class Parts:
 
 
 class Block(nn.Module):
-    """The interface: parts by their names, residual dropout, and whether a final norm follows."""
+    """The interface: parts by their names, residual dropout, and whether a final norm follows.
+
+    A class that says `takes_layout` lets tokens see one another through its mixer alone; see
+    components/layout.py.
+    """
 
     final_norm = True
+    takes_layout = False
 
     def __init__(self, parts: Parts) -> None:
         super().__init__()
@@ -64,6 +69,8 @@ class PreLN(_TwoNorms):
     Xiong et al. 2020, On Layer Normalization in the Transformer Architecture, arXiv 2002.04745.
     """
 
+    takes_layout = True
+
     def forward(self, x: Tensor, position: Position, tables: Any, cache: Any = None) -> Tensor:
         x = x + self.drop(self.mixer(self.mixer_norm(x), position, tables, cache))
         if self.ffn is not None:
@@ -82,6 +89,7 @@ class PostLN(_TwoNorms):
     """
 
     final_norm = False
+    takes_layout = True
 
     def forward(self, x: Tensor, position: Position, tables: Any, cache: Any = None) -> Tensor:
         x = self.mixer_norm(x + self.drop(self.mixer(x, position, tables, cache)))
@@ -99,6 +107,8 @@ class Sandwich(_TwoNorms):
 
     Kim et al. 2025, Peri-LN, arXiv 2502.02732; Ding et al. 2021, CogView, arXiv 2105.13290.
     """
+
+    takes_layout = True
 
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)
@@ -125,6 +135,8 @@ class Parallel(Block):
     Chowdhery et al. 2022, PaLM, arXiv 2204.02311, section 2.
     """
 
+    takes_layout = True
+
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)
         self.norm = parts.norm(parts.dims.d_model)
@@ -147,6 +159,7 @@ class Plain(Block):
     """
 
     final_norm = False
+    takes_layout = True
 
     def forward(self, x: Tensor, position: Position, tables: Any, cache: Any = None) -> Tensor:
         x = self.drop(self.mixer(x, position, tables, cache))

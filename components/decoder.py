@@ -72,9 +72,10 @@ class Decoder(nn.Module):
 
     @property
     def takes_layout(self) -> bool:
-        """Whether the position and all mixers say so of themselves; see components/layout.py."""
+        """Whether position, blocks and mixers say so of themselves; see components/layout.py."""
         mixers = (getattr(block, "mixer", None) for block in self.blocks)
-        return all(vars(type(part)).get("takes_layout") for part in (self.position, *mixers))
+        parts = (self.position, *self.blocks, *mixers)
+        return all(vars(type(part)).get("takes_layout") for part in parts)
 
     def forward(
         self, tokens: Tensor, caches: "Caches | None" = None, layout: Layout | None = None

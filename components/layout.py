@@ -5,10 +5,12 @@
 
 A `Layout` says where each token of a batch stands and what it sees. The decoder then hands its
 blocks a `Placed` position, which gives the real one these places and adds what is not seen to the
-scores as -inf: blocks and norms know nothing of it. A position or a mixer takes part once its own
-class says `takes_layout = True`; it is not inherited, since a subclass may compute something else.
+scores as -inf. Position, block and mixer take part once their own class says
+`takes_layout = True`; it is not inherited, since a subclass may compute something else. Norms and
+feed-forward layers look at one token at a time, wherever it stands.
 
     position   its hooks take positions of `(T,)` and of `(B, T)`
+    block      lets tokens see one another through its mixer alone
     mixer      adds `position.scores(tables, window)` and sees through nothing else than attention;
                its caches have `select(rows, length)`
 """
