@@ -140,7 +140,7 @@ def train(
         }
         out(plan) if as_json else click.echo("\n".join(f"{k}: {v}" for k, v in plan.items()))
         return
-    from experiments import evaluate
+    from experiments import evaluate, scores
     from experiments.record import read_json
     from experiments.scores import ScoringFailed
     from experiments.trainer import train as run_training
@@ -162,6 +162,9 @@ def train(
         out(result)
     elif result["status"] == "done":
         click.echo(f"val/loss {result['val/loss']:.4f}  val/bpb {result['val/bpb']:.4f}")
+        tasks = checked.evaluation.tasks
+        if tasks and (found := scores.of_tasks(run, result["step"], checked.evaluation)):
+            show_scores(found)
         say(f"{run.folder}\nnext: python run.py generate {run.id} --prompt 'Return the'{at(root)}")
     if unscored is not None:
         say(f"error: trained, but not scored: {unscored}")
@@ -176,7 +179,7 @@ def scoring_options(command: F) -> F:
     for option in reversed(
         [
             click.option("--tasks", help="lm-eval tasks, groups or tags, with commas between."),
-            click.option("--limit", type=float, help="First items of each task; below 1: a share."),
+            click.option("--limit", help="First items of each task; below 1: a share; or all."),
             click.option("--num-fewshot", type=click.IntRange(min=0), help="Examples."),
             click.option(
                 "--include-path", type=click.Path(), help="A folder of task YAMLs of your own."
@@ -222,8 +225,8 @@ def evaluate_command(
         change["tasks"] = tuple(t.strip() for t in change["tasks"].split(",") if t.strip())
     if "include_path" in change:
         change["include_path"] = str(Path(change["include_path"]).resolve())
-    if limit := change.get("limit"):
-        change["limit"] = int(limit) if limit == int(limit) else limit
+    if "limit" in change:
+        change["limit"] = read_limit(change["limit"])
     run, record = None, scored_sweep(root, target)
     if record is not None and not probe:
         if checkpoint is not None:
@@ -240,15 +243,33 @@ def evaluate_command(
     if probe:
         change.setdefault("limit", scores.PROBE_ITEMS)
     run = run or find(root, target)
-    records = evaluate.score_run(run, change, checkpoint=checkpoint, kept=not probe, say=say)
-    if int(os.environ.get("RANK", "0")) != 0:
-        return
-    if as_json:
-        out({"schema": 1, "run": run.id, "scores": records})
-        return
-    show_scores(records)
-    if not probe:
-        say(f"kept in {run.folder}/scores")
+    failed = None
+    try:
+        records = evaluate.score_run(run, change, checkpoint=checkpoint, kept=not probe, say=say)
+    except scores.ScoringFailed as error:  # the others are shown
+        records, failed = dict(error.records), error
+    if int(os.environ.get("RANK", "0")) == 0:
+        if as_json:
+            out({"schema": 1, "run": run.id, "scores": records})
+        elif records:
+            show_scores(records)
+        if failed is not None:
+            say(f"error: {failed}")
+        elif not probe and not as_json:
+            say(f"kept in {run.folder}/scores")
+    if failed is not None:
+        sys.exit(1)
+
+
+def read_limit(text: str) -> int | float | None:
+    """`100`, `0.1`, or `all` for no limit where the experiment has one."""
+    if text == "all":
+        return None
+    try:
+        number = float(text)
+        return int(number) if number == int(number) else number
+    except (ValueError, OverflowError):
+        raise click.UsageError(f"--limit {text}: give a number of items, a share, or all") from None
 
 
 def scored_sweep(root: Path, name: str) -> dict[str, Any] | None:
@@ -304,8 +325,12 @@ def show_scores(records: dict[str, Any]) -> None:
         table.add_row(*row)
     show_rich(table)
     if blind := [row[0] for row in rows if row[4] == "at chance"]:
-        say(f"at chance, so they can't tell variants apart at this size: {', '.join(blind)}; "
-            "compare bits per byte or the probability of the right answer instead")  # fmt: skip
+        say(f"at chance, so they can't tell variants apart at this size: {', '.join(blind)}")
+        if any(row[4] == "at chance" and row[5] != "—" for row in rows):
+            say("compare their bits per byte or probability of the right answer instead")
+    for key, what in scores.COUNTED.items():
+        if some := [f"{name} {r[key]}" for name, r in records.items() if r[key]]:
+            say(f"items {what}: {', '.join(some)}")
 
 
 def at(root: Path) -> str:
@@ -832,7 +857,7 @@ def main() -> None:
         say(f"error: {error.filename}: {error.strerror}")
         sys.exit(2)
     except Interrupted as error:
-        say(f"{error}; the checkpoint is saved, run the same again to go on")
+        say(f"{error}; what is done is saved, run the same again to go on")
         sys.exit(130)
     sys.exit(0)
 

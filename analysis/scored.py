@@ -16,7 +16,7 @@ import numpy as np
 
 from analysis.results import Manifest, Row, Run, in_state
 from analysis.statistics import Summary, summarise
-from experiments.scores import SMOOTH, at_chance
+from experiments.scores import COUNTED, SMOOTH, at_chance
 
 BLIND, MIXED = "‡", "§"
 Records = Mapping[int, Mapping[str, Any]]  # by seed
@@ -159,10 +159,7 @@ def footnotes(manifest: Manifest, found: Sequence[ScoreColumn]) -> Iterable[str]
     ]
     if mixed:
         yield f"{MIXED} not scored alike in all runs, so not to be compared: {', '.join(mixed)}."
-    for key, what in (
-        ("truncated", "whose context was cut to what the model sees"),
-        ("unknown", "with characters that the tokenizer does not know"),
-    ):
+    for key, what in COUNTED.items():
         most = {
             score.key.partition(":")[0]: max(r[key] for row in score.rows for r in row.values())
             for score in found

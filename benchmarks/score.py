@@ -33,9 +33,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 CONTEXT, VOCABULARY = 512, 50257
 BATCH_SIZES = {"loglikelihood": (4, 16, 64), "generate_until": (16, 64, 256)}
-# Answers end at different lengths. What random weights write ends at this, after 14 tokens on
-# average; at a stop that never comes both run to the end.
-GENERATION = {"until": ["in"], "max_gen_toks": 32, "do_sample": False}
+GENERATED = 64  # new tokens at most
 Pair = tuple[str, Any]
 
 
@@ -70,7 +68,7 @@ def short_answers(text: Text, items: int, real: dict[str, list[Any]]) -> Iterato
     """sciq: a passage and a question, four answers of one or two words."""
     short = [d for d in real.get("arc_easy", []) if all(len(a.split()) < 3 for a in choices(d))]
     for i in range(items):
-        question, answers = " ".join(text.sentence(8, 14)), text.draw.sample(text.words, 4)
+        question, answers = " ".join(text.sentence(8, 14)), two_words(text)
         if short:
             question, answers = short[i % len(short)]["question"], choices(short[i % len(short)])
         passage = text.passage(60, 90)
@@ -125,8 +123,9 @@ def minimal_pairs(text: Text, items: int, real: dict[str, list[Any]]) -> Iterato
 
 
 def prompts(text: Text, items: int, real: dict[str, list[Any]]) -> Iterator[Pair]:
-    """generate_until: passages of many lengths, 32 new tokens at most."""
-    yield from ((text.passage(20, 90), dict(GENERATION)) for _ in range(items))
+    """generate_until: passages of many lengths."""
+    how = {"until": ["\n\n"], "max_gen_toks": GENERATED, "do_sample": False}
+    yield from ((text.passage(20, 90), dict(how)) for _ in range(items))
 
 
 # Items of each shape: what takes HFLM some ten seconds.
@@ -138,9 +137,14 @@ SHAPES: dict[str, tuple[Callable[[Text, int, Any], Iterator[Pair]], int]] = {
     "piqa": (solutions, 80),
     "winogrande": (blanks, 80),
     "minimal pairs": (minimal_pairs, 300),
-    "generate_until": (prompts, 192),
+    "answers": (prompts, 128),
+    "to the end": (prompts, 128),
 }
 NEEDS_DATA = ("piqa", "winogrande")
+
+
+def two_words(text: Text) -> list[str]:
+    return [" ".join(text.draw.sample(text.words, 2)) for _ in range(4)]
 
 
 def choices(doc: dict[str, Any]) -> list[str]:
@@ -209,6 +213,17 @@ def timed(answer: Callable[..., Any], requests: list[Any]) -> tuple[float, Any]:
     return time.process_time() - began, answers
 
 
+def usual_stop(lm: Any, pairs: list[Pair]) -> str:
+    """The letter at which texts from random weights end, at a quarter of the most on average.
+
+    A trained model's answers end at different lengths; a batch of HFLM's goes on until all have.
+    """
+    texts = lm.generate_until(instances(pairs[:32], "generate_until"))
+    letters = {a for t in texts for a in t if a.isalpha()}
+    share = {a: sum((t + a).index(a) / max(1, len(t)) for t in texts) / len(texts) for a in letters}
+    return min(sorted(share), key=lambda a: abs(share[a] - 0.25))
+
+
 def best_batch_size(hflm: Any, kind: str, requests: list[Any]) -> int:
     seconds = {}
     for size in BATCH_SIZES[kind]:
@@ -230,7 +245,10 @@ def measure(name: str, lms: dict[str, Any], text: Text, real: Any, args: Any) ->
     """One shape: CPU seconds of each contender in each round, and how far answers differ."""
     make, items = SHAPES[name]
     pairs = list(make(text, max(1, round(items * args.scale)), real))
-    kind = "generate_until" if name == "generate_until" else "loglikelihood"
+    kind = "generate_until" if make is prompts else "loglikelihood"
+    if name == "answers":
+        stop = usual_stop(lms["ceteris fp32"], pairs)
+        pairs = [(prompt, {**how, "until": [stop]}) for prompt, how in pairs]
     requests = instances(pairs, kind)
     size = best_batch_size(lms["HFLM"], kind, requests)
     seconds: dict[str, list[float]] = {key: [] for key in lms}
@@ -262,7 +280,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, help="a folder with arc_easy, piqa, gpt2_bpe, …")
     parser.add_argument("--shape", choices=SHAPES, action="append")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], action="append")
+    parser.add_argument("--bf16", action="store_true", help="also ours in bf16")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--scale", type=float, default=1.0, help="times as many items")
     parser.add_argument("--threads", type=int, default=1)
@@ -275,7 +293,7 @@ def main() -> None:
 
     torch.set_num_threads(args.threads)
     text, real, tokenizer = material(args.data)
-    lms = models(tokenizer, args.precision or ["fp32", "bf16"])
+    lms = models(tokenizer, ["fp32", *(["bf16"] if args.bf16 else [])])
     peers = ", ".join(f"{p} {version(p)}" for p in ("lm_eval", "transformers", "torch"))
     print(f"\n{peers}; {args.threads} thread(s), CPU time, {args.rounds} rounds\n")
     ours = [key for key in lms if key != "HFLM"]

@@ -35,9 +35,10 @@ class KeyValueCache:
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Adds the newest keys and values; returns all so far of their rows."""
-        if self.keys is None or self.values is None:
-            self.keys, self.values = k.new_zeros(self.shape), v.new_zeros(self.shape)
         rows, end = k.shape[0], self.filled + k.shape[2]
+        if self.keys is None or self.values is None:
+            new = k.new_empty if rows == self.shape[0] else k.new_zeros
+            self.keys, self.values = new(self.shape), new(self.shape)
         self.keys[:rows, :, self.filled : end] = k
         self.values[:rows, :, self.filled : end] = v
         self.filled = end

@@ -138,9 +138,11 @@ def score(subject: Subject, evaluation: Evaluation) -> dict[str, dict[str, Any]]
         if subject.main:
             stack.enter_context(scores.lock(subject.run, subject.look))
         failures: dict[str, str] = {}
+        tracebacks: dict[str, str] = {}
+        records: dict[str, dict[str, Any]] = {}
         try:
             asked = wanted(evaluation, subject.data)
-            _leaves(subject, evaluation, asked, failures)
+            _leaves(subject, evaluation, asked, failures, tracebacks)
             records = _names(subject, evaluation, asked, failures)
         except (Interrupted, ScoringFailed):
             raise
@@ -148,13 +150,15 @@ def score(subject: Subject, evaluation: Evaluation) -> dict[str, dict[str, Any]]
             failures[""] = str(error)
         except Exception as error:  # the run stays what it is, whatever befalls its scores
             failures[""] = unexpected(error)
+            tracebacks[""] = "".join(traceback.format_exception(error))
         path = subject.run / "scores" / "failure.json"
         if failures:
             parts = [f"{name}: {why}" if name not in why else why for name, why in failures.items()]
             line = "; ".join(parts[:3]) + (f"; and {len(parts) - 3} more" * (len(parts) > 3))
             if subject.main:
-                write_json(path, {"schema": scores.SCHEMA, "error": line, "tasks": failures})
-            raise ScoringFailed(line)
+                whole = {"error": line, "tasks": failures, "tracebacks": tracebacks}
+                write_json(path, {"schema": scores.SCHEMA, **whole})
+            raise ScoringFailed(line, records)
         if subject.main:
             path.unlink(missing_ok=True)
         return records
@@ -194,7 +198,8 @@ def score_run(
             run = Run(Path(place), run.id)
         tokens = trained.step * trained.experiment.training.tokens_per_step
         model, main = trained.model.to(accelerator.device), accelerator.is_main_process
-        subject = Subject(run, model, data, trained.step, tokens, main, stop, say)
+        tell = say if main else (lambda text: None)
+        subject = Subject(run, model, data, trained.step, tokens, main, stop, tell)
         return score(subject, evaluation)
 
 
@@ -217,7 +222,11 @@ def changed(evaluation: Mapping[str, Any], change: Mapping[str, Any]) -> Evaluat
 
 
 def _leaves(
-    subject: Subject, evaluation: Evaluation, asked: Wanted, failures: dict[str, str]
+    subject: Subject,
+    evaluation: Evaluation,
+    asked: Wanted,
+    failures: dict[str, str],
+    tracebacks: dict[str, str],
 ) -> None:
     settings = Settings.of(evaluation.model_dump())
     missing = []
@@ -256,6 +265,7 @@ def _leaves(
                 "fingerprint": asked.leaves[name].fingerprint,
             }
             if subject.main:
+                scores.forget_groups(subject.run, subject.step, name, settings)
                 keep(scores.path_of(subject.run, subject.step, name, settings), record, items)
         except (Interrupted, MemoryError):
             raise
@@ -263,12 +273,16 @@ def _leaves(
             failures[name] = str(error)
         except Exception as error:  # of a task's own code, or lm-eval's
             failures[name] = unexpected(error)
+            tracebacks[name] = "".join(traceback.format_exception(error))
 
 
 def unexpected(error: Exception) -> str:
-    """One line for an error that is no mistake of the user's; its traceback goes to the log."""
-    traceback.print_exception(error)
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    """One line for what lm-eval or a task's own code raised, with the place in the code."""
+    if "Sample larger than population" in str(error):
+        return "num_fewshot is more than the examples that the task has"
+    frames = traceback.extract_tb(error.__traceback__)
+    at = f" (at {Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}{at}"
 
 
 def _agreed(missing: list[str]) -> list[str]:
@@ -328,6 +342,9 @@ def _score_leaf(
     samples = sorted(result["samples"][name], key=lambda s: (s["filter"], s["doc_id"]))
     items = _items(task, samples)
     metrics = _metrics(result["results"][name], result["higher_is_better"][name])
+    if not metrics:
+        asked = ", ".join(result["higher_is_better"][name])
+        raise UserError(f"no metric that it asks for ({asked}) fits output_type {task.OUTPUT_TYPE}")
     choices = [len(row) for row in items["loglikelihoods"]] if task.OUTPUT_TYPE == CHOICE else []
     for key, metric in metrics.items():
         metric["chance"] = _chance(task.OUTPUT_TYPE, key, choices)
@@ -338,7 +355,7 @@ def _score_leaf(
         "task": name,
         "kind": "task",
         "children": [],
-        "version": result["versions"][name],
+        "version": None if result["versions"][name] == "Yaml" else result["versions"][name],
         "lm_eval": importlib.metadata.version("lm_eval"),
         "shots": result["n-shot"][name],
         "items": count["effective"],
@@ -353,16 +370,17 @@ def _score_leaf(
 
 @contextlib.contextmanager
 def hushed() -> Iterator[None]:
-    """Inside, what lm-eval or a task's own code prints is held back, and shown if it fails."""
+    """Inside, what lm-eval or a task's own code prints is held back.
+
+    Raises:
+        UserError: that code ends the program.
+    """
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             yield
-    except UserError:
-        raise
-    except Exception:
-        print(said.getvalue(), end="", file=sys.stderr)
-        raise
+    except SystemExit as error:
+        raise UserError("the task's own code ended the program (sys.exit)") from error
 
 
 CHOICE = "multiple_choice"
@@ -405,15 +423,26 @@ def _items(task: Any, samples: list[dict[str, Any]]) -> dict[str, list[Any]]:
 
 
 def _answer(task: Any, sample: Mapping[str, Any]) -> int | None:
-    """The index of the right answer among the continuations; None if there is not one."""
+    """The index of the right answer among the continuations; None where several are right.
+
+    Raises:
+        UserError: it is none of them, which lm-eval would count as answered wrongly.
+    """
     if task.OUTPUT_TYPE != CHOICE:
         return 0
     right = task.doc_to_text(sample["doc"]) if task.multiple_input else sample["target"]
     choices = task.doc_to_choice(sample["doc"])
-    if isinstance(right, str):
-        right = choices.index(right) if right in choices else None
-    whole = isinstance(right, int) and 0 <= right < len(choices)
-    return int(right) if whole and right is not None else None
+    if isinstance(right, list):  # several right answers
+        return None
+    index = choices.index(right) if isinstance(right, str) and right in choices else right
+    if not isinstance(index, int) or not 0 <= index < len(choices):
+        if task.config.process_results is not None:  # which may know better
+            return None
+        raise UserError(
+            f"item {sample['doc_id']}: the right answer is {right!r}, which is none of its "
+            f"{len(choices)} choices (give its index, or its text)"
+        )
+    return int(index)
 
 
 def _share(loglikelihoods: list[float], index: int) -> float:
@@ -444,12 +473,17 @@ def _metrics(
             continue
         stderr = result.get(f"{metric}_stderr,{how}")
         found[metric if how == "none" else key] = {
-            "value": float(value) if math.isfinite(value) else None,
-            "stderr": float(stderr) if isinstance(stderr, int | float) else None,
+            "value": finite(value),
+            "stderr": finite(stderr),
             "higher_is_better": higher_is_better.get(metric),
             "chance": None,
         }
     return found
+
+
+def finite(value: Any) -> float | None:
+    """A number that JSON can hold."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _chance(output_type: str, metric: str, choices: list[int]) -> float | None:
@@ -478,7 +512,10 @@ def leading(metrics: Mapping[str, Any]) -> str | None:
 def _names(
     subject: Subject, evaluation: Evaluation, asked: Wanted, failures: Mapping[str, str]
 ) -> dict[str, dict[str, Any]]:
-    """The record of each name asked for; a group's or tag's is written from its tasks'."""
+    """The record of each name asked for; a group's or tag's is written from its tasks'.
+
+    One that has no score of its own is returned as its tasks.
+    """
     settings = Settings.of(evaluation.model_dump())
     found = {}
     for name, resolved in asked.names.items():
@@ -498,7 +535,15 @@ def _names(
             path = scores.path_of(subject.run, subject.step, group, settings)
             if scores.read(path) != found[group]:
                 write_json(path, found[group])
-    return {name: found[name] for name in asked.names if name in found}
+    shown: dict[str, dict[str, Any]] = {}
+    for name, resolved in asked.names.items():
+        if name in found and found[name]["primary"] is None and found[name]["children"]:
+            settled = {leaf: scores.path_of(subject.run, subject.step, leaf, settings)
+                       for leaf in resolved.leaves}  # fmt: skip
+            shown |= {leaf: scores.read(path) or {} for leaf, path in settled.items()}
+        elif name in found:
+            shown[name] = found[name]
+    return shown
 
 
 def _together(

@@ -11,8 +11,9 @@ for a causal model:
   context of white space alone counts as empty (HFLM fails there). Items that hold something for
   which the tokenizer has no id but "unknown" are counted.
 - **Truncation.** Of context and continuation the last `max_length + 1` tokens are kept, the last of
-  them predicted only; a generation's prompt leaves room for the tokens to come. How many items
-  lost a part of their context is counted.
+  them predicted only; a generation's prompt leaves room for the tokens to come. A continuation of
+  more than `max_length` tokens (HFLM refuses it) is scored in the windows of a rolling text. How
+  many items lost a part of their context is counted.
 - **Rolling windows.** Disjoint windows of `max_length` targets, each predicted from one token of
   context at the least; the last window is filled up with earlier context. The start token is not
   itself predicted (with `add_bos_token`, HFLM predicts it once).
@@ -173,7 +174,7 @@ class CeterisLM(TemplateLM):
         """(log-probability in nats, whether every token is the likeliest) of each continuation.
 
         Raises:
-            UserError: a continuation has no tokens, or more than `max_length`; names the item.
+            UserError: a continuation has no tokens; names the item.
         """
         pairs = []
         for request in requests:
@@ -196,24 +197,15 @@ class CeterisLM(TemplateLM):
                 before, after = [self.prefix_token_id], alone[continuation]
                 if after[:1] == before:
                     before, after = after[:1], after[1:]
-            self._check(request, before, after)
+            if not after:
+                raise UserError(
+                    f"{item(request)}: the continuation {brief(request.args[1])} has no tokens "
+                    f"after the context {brief(request.args[0][-40:])}; there is nothing to score"
+                )
+            if len(before) + len(after) > self.max_length + 1:
+                self.cut.add(document(request))
             encoded.append((request.args, before, after))
         return self._loglikelihood_tokens(encoded, disable_tqdm=disable_tqdm)
-
-    def _check(self, request: Instance, before: list[int], after: list[int]) -> None:
-        if not after:
-            raise UserError(
-                f"{item(request)}: the continuation {brief(request.args[1])} has no tokens after "
-                f"the context {brief(request.args[0][-40:])}; there is nothing to score"
-            )
-        if len(after) > self.max_length:
-            raise UserError(
-                f"{item(request)}: the continuation has {len(after):,} tokens, the model sees "
-                f"{self.max_length:,}; leave the item out, or raise max_length if its positions "
-                "allow that"
-            )
-        if len(before) + len(after) > self.max_length + 1:
-            self.cut.add(document(request))
 
     def _loglikelihood_tokens(
         self,
@@ -221,11 +213,32 @@ class CeterisLM(TemplateLM):
         disable_tqdm: bool = False,
         **kwargs: Any,
     ) -> list[tuple[float, bool]]:
-        pairs = [(before, after) for _, before, after in requests]
-        answers = spread(self.scorer.loglikelihoods, pairs)
+        answers = self._in_windows([(before, after) for _, before, after in requests])
         for (texts, _, _), answer in zip(requests, answers, strict=True):
             self.cache_hook.add_partial("loglikelihood", texts, answer)
         return answers
+
+    def _in_windows(
+        self, pairs: Sequence[tuple[list[int], list[int]]], rolling: bool = False
+    ) -> list[tuple[float, bool]]:
+        """The scorer's answers; of a text too long for one window, or `rolling`, their sum."""
+        windows: list[tuple[list[int], list[int]]] = []
+        ends = []
+        for before, after in pairs:
+            if rolling or len(after) > self.max_length:
+                rolled = get_rolling_token_windows(
+                    token_list=after,
+                    prefix_token=before[-1],
+                    max_seq_len=self.max_length,
+                    context_len=1,
+                )
+                windows += (make_disjoint_window(window) for window in rolled)
+            else:
+                windows.append((before, after))
+            ends.append(len(windows))
+        answers = spread(self.scorer.loglikelihoods, windows)
+        parts = [answers[a:b] for a, b in zip([0, *ends], ends, strict=False)]
+        return [(sum(v for v, _ in some), all(greedy for _, greedy in some)) for some in parts]
 
     def loglikelihood_rolling(
         self, requests: Sequence[Instance], disable_tqdm: bool = False
@@ -233,23 +246,9 @@ class CeterisLM(TemplateLM):
         """Log-probability in nats of each whole text, predicted from its beginning on."""
         texts = [request.args[0] for request in requests]
         ids = self._encode_for(requests, texts, False)
-        windows: list[tuple[list[int], list[int]]] = []
-        ends = []
-        for text in texts:
-            rolled = get_rolling_token_windows(
-                token_list=ids[text],
-                prefix_token=self.prefix_token_id,
-                max_seq_len=self.max_length,
-                context_len=1,
-            )
-            windows += (make_disjoint_window(window) for window in rolled)
-            ends.append(len(windows))
-        answers = spread(self.scorer.loglikelihoods, windows)
-        starts = [0, *ends[:-1]]
-        totals = [
-            sum(value for value, _ in answers[start:end])
-            for start, end in zip(starts, ends, strict=True)
-        ]
+        start = [self.prefix_token_id]
+        answers = self._in_windows([(start, ids[text]) for text in texts], rolling=True)
+        totals = [value for value, _ in answers]
         for text, total in zip(texts, totals, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", (text,), total)
         return totals

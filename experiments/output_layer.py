@@ -116,6 +116,7 @@ class Likeliest:
     """
 
     MOST = 64  # words per row to be computed again; else whole logits are
+    SPAN = 256  # words that are looked at together first
 
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight
@@ -124,18 +125,23 @@ class Likeliest:
         quick = able.get("avx512_bf16") or able.get("amx_bf16")
         self.rough: Tensor | None = None
         if quick and weight.device.type == "cpu" and self.exact == torch.float32:
-            self.rough = weight.bfloat16()
+            again = weight[-1:].expand(-len(weight) % self.SPAN, -1)  # the last word fills the span
+            self.rough = torch.cat([weight, again]).bfloat16()
             self.longest = weight.to(self.exact).norm(dim=1).max()
 
     def __call__(self, hidden: Tensor) -> Tensor:
         if self.rough is None:
             return (hidden @ self.weight.T).argmax(1)
-        rough = hidden.bfloat16() @ self.rough.T
+        rough = (hidden.bfloat16() @ self.rough.T).unflatten(1, (-1, self.SPAN))
+        tops = rough.amax(2)
         slack = hidden.to(self.exact).norm(dim=1, keepdim=True) * self.longest * 2**-5
-        least = (rough.amax(1, keepdim=True) - slack).bfloat16()
-        rows, words = (rough >= least).nonzero(as_tuple=True)
-        if not 0 < len(rows) <= self.MOST * len(hidden):
+        least = (tops.amax(1, keepdim=True) - slack).bfloat16()
+        rows, spans = (tops >= least).nonzero(as_tuple=True)
+        near, columns = (rough[rows, spans] >= least[rows]).nonzero(as_tuple=True)
+        if not 0 < len(near) <= self.MOST * len(hidden):
             return (hidden.to(self.exact) @ self.weight.to(self.exact).T).argmax(1)
+        rows, words = rows[near], spans[near] * self.SPAN + columns
+        words = words.clamp_max(len(self.weight) - 1)
         logits = (hidden[rows].to(self.exact) * self.weight[words].to(self.exact)).sum(1)
         best = logits.new_full((len(hidden),), -torch.inf).scatter_reduce(0, rows, logits, "amax")
         first = logits == best[rows]

@@ -41,10 +41,18 @@ SMOOTH = ("answer_bpb", "answer_probability")  # what moves where right answers 
 Z95 = 1.96
 WAIT_SECONDS = 0.25
 PROBE_ITEMS = 200
+COUNTED = {
+    "truncated": "whose context was cut to what the model sees",
+    "unknown": "with characters that the tokenizer does not know",
+}
 
 
 class ScoringFailed(UserError):
-    """The run is as it was, but some tasks could not be scored; the others are."""
+    """The run is as it was, but some tasks could not be scored; `records` are the others'."""
+
+    def __init__(self, line: str, records: Mapping[str, dict[str, Any]] | None = None) -> None:
+        super().__init__(line)
+        self.records = records or {}
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,7 @@ class Settings:
         words = [f"{self.num_fewshot}shot"] * (self.num_fewshot is not None)
         if self.limit is not None:
             share = self.limit < 1
-            words.append(f"first{100 * self.limit:g}%" if share else f"first{self.limit:g}")
+            words.append(f"first{100 * self.limit:g}%" if share else f"first{int(self.limit)}")
         words += [f"length{self.max_length}"] * (self.max_length is not None)
         words += ["bos"] * self.add_bos_token
         return (*words, *[self.precision] * (self.precision != "fp32"))
@@ -96,6 +104,15 @@ def read(path: Path) -> dict[str, Any] | None:
     return read_json(path) if path.exists() else None
 
 
+def forget_groups(run: Run, step: int, task: str, settings: Settings) -> None:
+    """Removes the records of groups and tags that hold a task, since its own is to change."""
+    for path in folder(run, step).glob("*.json"):
+        known = read(path) or {}
+        if task in known.get("children", ()) and known.get("settings") == settings.as_json():
+            path.unlink(missing_ok=True)
+            forget_groups(run, step, known["task"], settings)
+
+
 def steps(run: Run) -> list[int]:
     """Steps at which the run has been scored, oldest first."""
     found = (p.name.removeprefix("step-") for p in (run / "scores").glob("step-*"))
@@ -105,6 +122,13 @@ def steps(run: Run) -> list[int]:
 def of_step(run: Run, step: int) -> dict[str, dict[str, Any]]:
     """Every record of a step, by file name without its ending: `hellaswag,5shot`."""
     return {path.stem: read_json(path) for path in sorted(folder(run, step).glob("*.json"))}
+
+
+def of_tasks(run: Run, step: int, evaluation: Any) -> dict[str, dict[str, Any]]:
+    """The records of the tasks that an `Evaluation` names, of those that there are."""
+    settings = Settings.of(evaluation.model_dump())
+    found = {name: read(path_of(run, step, name, settings)) for name in evaluation.tasks}
+    return {name: record for name, record in found.items() if record is not None}
 
 
 def lacking(run: Run, evaluation: Mapping[str, Any]) -> list[str]:

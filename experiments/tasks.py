@@ -146,7 +146,8 @@ def _read(path: str, naming: bool = False) -> Config:
         raise UserError(f"{shown(Path(path))}: not a task's YAML: {why}") from None
     merged: Config = {}
     for include in _listed(own.pop("include", None)):
-        merged |= _read(os.path.normpath(f"{path}/../{include}"), naming)
+        beside = os.path.join(os.path.dirname(path), include)  # noqa: PTH118, PTH120
+        merged |= _read(os.path.normpath(beside), naming)
         merged.pop("task_list", None)
     return merged | own
 
@@ -204,7 +205,17 @@ def resolve(
     Raises:
         UserError: an unknown name, a broken YAML, two of the user's files with one name.
     """
-    own, names = _index(SHIPPED), list(names)
+    try:
+        return _resolve(list(names), include_path, held_out)
+    except RecursionError:
+        raise UserError(
+            f"tasks: {', '.join(names)}: an include or a group contains itself; look in "
+            f"{shown(include_path) if include_path else 'its YAML'}"
+        ) from None
+
+
+def _resolve(names: list[str], include_path: Path | None, held_out: Path | None) -> Resolved:
+    own = _index(SHIPPED)
     if include_path is not None:
         if not include_path.exists():
             raise UserError(f"include_path: {shown(include_path)}: no such folder or file")

@@ -130,6 +130,8 @@ def read(root: Path, job: manifest.Job, sweep: str | None, view: View | None = N
             if state == "unscored":
                 lacking = ", ".join(scores.lacking(run, job.experiment["evaluation"]))
                 known["note"] = scores.failure(run) or f"not scored yet: {lacking}"
+            elif state == "done" and not job.experiment:  # of no sweep: what it wants is not known
+                known["note"] = known["note"] or scores.failure(run)
             elif state == "running":
                 known |= {"pid": run.live().get("pid"), "note": "trained; its tasks are scored"}
         elif state == "running":

@@ -222,7 +222,7 @@ def test_ctrl_c_while_training_exits_130_and_the_same_command_goes_on(here: Path
     process.send_signal(signal.SIGINT)
     out, err = process.communicate()
     assert (process.returncode, out) == (130, "")
-    assert err.endswith("stopped by SIGINT; the checkpoint is saved, run the same again to go on\n")
+    assert err.endswith("stopped by SIGINT; what is done is saved, run the same again to go on\n")
     assert counts_of_all() == {"interrupted": 1}
     Path("hold").unlink()
     again = ceteris("train", "small.yaml", "model.norm=test_patient")

@@ -256,7 +256,10 @@ def test_a_failing_task_stops_no_other_and_the_run_stays_done(
 
     said = command("train", str(tiny_yaml), *overrides, "--runs", str(run.root), END_HERE="fail")
     assert said.returncode == 1
-    assert "ZeroDivisionError: of the task's own code" in said.stderr.splitlines()[-2]
+    assert "ZeroDivisionError: of the task's own code (at killer.py:" in said.stderr
+    assert "Traceback" not in said.stderr
+    kept = json.loads((run / "scores" / "failure.json").read_text())
+    assert "Traceback" in kept["tracebacks"]["zz_breakable"]
     assert run.state == "done" and scores.lacking(run, wanted) == ["zz_breakable"]
     assert "of the task's own code" in (scores.failure(run) or "")
     train(experiment, 0, run.root, progress="none")  # the scores alone
@@ -286,7 +289,7 @@ def test_two_processes_share_the_requests_and_agree(scored: Run, tasks: Path) ->
 
 
 def test_what_fails_in_one_process_fails_in_all(scored: Run, tasks: Path) -> None:
-    rows = [{"q": "a", "a": " b"}] * 70 + [{"q": "a", "a": " b" * 100}] + [{"q": "a", "a": " b"}]
+    rows = [{"q": "a", "a": " b"}] * 70 + [{"q": "a", "a": ""}] + [{"q": "a", "a": " b"}]
     write_task(
         tasks, "tiny_long", rows,
         "output_type: loglikelihood\ndoc_to_text: '{{q}}'\ndoc_to_target: '{{a}}'\n"
@@ -296,7 +299,7 @@ def test_what_fails_in_one_process_fails_in_all(scored: Run, tasks: Path) -> Non
     words = ("eval", str(scored.folder), "--tasks", "tiny_long", "--include-path", str(tasks))
     said = command(*words, processes=2)
     assert said.returncode != 0
-    assert "item 70: the continuation has 200 tokens, the model sees 64" in said.stderr
+    assert "item 70: the continuation '' has no tokens" in said.stderr
 
 
 def test_wrong_settings_are_one_line(scored: Run, tasks: Path) -> None:
@@ -352,3 +355,116 @@ def test_names_of_records_say_the_settings() -> None:
     assert words == ("5shot", "first100", "length256", "bos", "bf16")
     path = scores.path_of(Run(Path("r"), "x-s0"), 7, "my/own task", Settings(num_fewshot=0))
     assert path == Path("r/x-s0/scores/step-00000007/my%2Fown%20task,0shot.json")
+
+
+def rescored(run: Run, folder: Path, name: str, **more: Any) -> dict[str, dict[str, Any]]:
+    change = {"tasks": (name,), "include_path": str(folder), **more}
+    return evaluate.score_run(run, change)
+
+
+def test_a_group_does_not_outlive_the_scores_of_its_tasks(scored: Run, tasks: Path) -> None:
+    with open(tasks / "tiny_pairs.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"good": "one more", "bad": "more one", "cluster": 9}\n')
+    rescored(scored, tasks, "tiny_pairs")
+    assert "tiny_both" not in scores.of_step(scored, 40)
+    made = rescored(scored, tasks, "tiny_both")
+    assert made["tiny_both"]["items"] == 25
+
+
+def test_a_tag_is_returned_as_its_tasks(scored: Run, tasks: Path) -> None:
+    assert set(rescored(scored, tasks, "tiny_tag")) == {"tiny_choice", "tiny_last"}
+
+
+WRONG = {
+    "answer out of range": (
+        [{"ends": [" a", " b"], "right": r} for r in (0, 7)],
+        "",
+        "acc",
+        "item 1: the right answer is 7, which is none of its 2 choices",
+    ),
+    "answer below zero": (
+        [{"ends": [" a", " b"], "right": -1}],
+        "",
+        "acc",
+        "the right answer is -1",
+    ),
+    "answer in other words": (
+        [{"ends": [" a", " b"], "right": "zzz"}],
+        "",
+        "acc",
+        "the right answer is 'zzz'",
+    ),
+    "metric of another kind": (
+        [{"ends": [" a", " b"], "right": 0}],
+        "",
+        "word_perplexity",
+        "no metric that it asks for",
+    ),
+    "more examples than there are": (
+        [{"ends": [" a", " b"], "right": 0}] * 3,
+        "fewshot_split: test\n",
+        "acc",
+        "num_fewshot is more than the examples",
+    ),
+}
+
+
+@pytest.mark.parametrize(("rows", "more", "metric", "said"), WRONG.values(), ids=WRONG)
+def test_a_faulty_task_is_one_line_and_no_score(
+    rows: list[dict[str, Any]], more: str, metric: str, said: str, scored: Run, tasks: Path
+) -> None:
+    write_task(
+        tasks, "faulty", rows,
+        f"{more}output_type: multiple_choice\ndoc_to_text: 'a'\ndoc_to_choice: ends\n"
+        "doc_to_target: right\ntarget_delimiter: ''\n"
+        f"metric_list: [{{metric: {metric}, aggregation: mean, higher_is_better: true}}]\n",
+    )  # fmt: skip
+    shots = {"num_fewshot": 9} if "examples" in said else {}
+    with pytest.raises(ScoringFailed) as caught:
+        rescored(scored, tasks, "faulty", **shots)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert not any(name.startswith("faulty") for name in scores.of_step(scored, 40))
+
+
+def test_a_task_whose_code_ends_the_program_or_that_holds_itself_is_one_line(
+    scored: Run, tasks: Path
+) -> None:
+    (tasks / "leaver.py").write_text("import sys\ndef text(doc):\n    sys.exit(3)\n")
+    write_task(
+        tasks, "leaves", [{"a": " b"}],
+        "output_type: loglikelihood\ndoc_to_text: !function leaver.text\ndoc_to_target: '{{a}}'\n"
+        "metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n",
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"own code ended the program"):
+        rescored(scored, tasks, "leaves")
+    (tasks / "ring.yaml").write_text("group: ring\ntask: [tiny_last, ring]\n")
+    with pytest.raises(UserError, match="contains itself"):
+        rescored(scored, tasks, "ring")
+
+
+def test_a_metric_that_is_no_number_is_kept_as_none(scored: Run, tasks: Path) -> None:
+    (tasks / "nothing.py").write_text(
+        "def results(doc, results):\n    return {'acc': float('nan')}\n"
+    )
+    write_task(
+        tasks, "unnumbered", [{"a": " b"}] * 2,
+        "output_type: loglikelihood\ndoc_to_text: 'a'\ndoc_to_target: '{{a}}'\n"
+        "process_results: !function nothing.results\n"
+        "metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n",
+    )  # fmt: skip
+    made = rescored(scored, tasks, "unnumbered")["unnumbered"]["metrics"]["acc"]
+    assert (made["value"], made["stderr"]) == (None, None)
+
+
+def test_an_absolute_include_is_taken_as_it_is(scored: Run, tasks: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    text = (tasks / "tiny_last.yaml").read_text().replace("task: tiny_last\n", "")
+    (elsewhere / "_base.yaml").write_text(text)
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "mine.yaml").write_text(
+        f"include: {elsewhere / '_base.yaml'}\ntask: mine\n"
+        f"dataset_kwargs: {{data_files: {{test: {tasks / 'tiny_last.jsonl'}}}}}\n"
+    )
+    assert rescored(scored, own, "mine")["mine"]["items"] == 12

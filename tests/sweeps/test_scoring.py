@@ -140,7 +140,7 @@ def test_probe_looks_at_the_baseline_and_keeps_nothing(folder: Path) -> None:
     words = ("--tasks", "tiny_both,tiny_perplexity", "--include-path", "tasks", "--probe")
     said = ceteris("eval", "small", *words)
     assert said.code == 0 and "at chance" in said.out
-    assert "compare bits per byte" in said.err
+    assert "compare their bits per byte" in said.err
     assert written(Path("runs")) == {}
 
 
@@ -156,6 +156,8 @@ def test_mistakes_of_eval_are_one_line(folder: Path) -> None:
     fails("small", "no tasks to score; name some")
     fails("small --tasks tiny_last --checkpoint 3", "--checkpoint is of one RUN")
     fails("small --tasks tiny_last --limit 1.5", "1.5 is neither a number of items nor a share")
+    fails("small --tasks tiny_last --limit nan", "give a number of items, a share, or all")
+    fails("small --tasks tiny_last --limit inf", "give a number of items, a share, or all")
 
 
 def test_a_table_marks_scores_that_are_not_of_one_kind(folder: Path, tiny_yaml: Path) -> None:
