@@ -1,7 +1,9 @@
 """Scoring beside lm-eval's own HFLM: CPU seconds for the same requests, the same weights.
 
-    python benchmarks/score.py                         text of the documentation inside this Python
-    python benchmarks/score.py --data ../shared/data   real tasks and GPT-2's tokenizer
+    python benchmarks/score.py              text of the documentation inside this Python
+    python benchmarks/score.py --data DIR   real tasks and GPT-2's tokenizer
+
+DIR holds folders of JSONL, arc_easy, lambada_openai, piqa, winogrande, wikitext2_raw, and gpt2_bpe.
 
 Both are given lm-eval's request objects (texts) and do all that follows: tokenizing, batching, the
 model, the answers' order. HFLM runs at the batch size that was fastest for the shape. All
@@ -187,7 +189,7 @@ def instances(pairs: list[Pair], kind: str) -> list[Any]:
     ]
 
 
-def models(tokenizer: Any, precisions: Sequence[Any]) -> dict[str, Any]:
+def models(tokenizer: Any) -> dict[str, Any]:
     """HFLM, and ours in each precision, on the same weights."""
     from benchmarks.peers import export, hflm
     from experiments import loader
@@ -199,10 +201,11 @@ def models(tokenizer: Any, precisions: Sequence[Any]) -> dict[str, Any]:
     model = build(loader.load("gpt2", [*sizes, *lengths]), VOCABULARY, 0).eval()
     for parameter in model.parameters():
         parameter.data *= 2  # initial values alone hardly prefer any word: near-ties would decide
-    ours = {
-        f"ceteris {p}": CeterisLM(model, tokenizer, max_length=CONTEXT, precision=p)
-        for p in precisions
-    }
+    exact, rough = (
+        CeterisLM(model, tokenizer, max_length=CONTEXT, precision=precision)
+        for precision in ("fp32", "bf16")
+    )
+    ours = {"ceteris fp32": exact, "ceteris bf16": rough}
     return {"HFLM": hflm(export(model, tokenizer.end_of_text), tokenizer, CONTEXT), **ours}
 
 
@@ -280,7 +283,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, help="a folder with arc_easy, piqa, gpt2_bpe, …")
     parser.add_argument("--shape", choices=SHAPES, action="append")
-    parser.add_argument("--bf16", action="store_true", help="also ours in bf16")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--scale", type=float, default=1.0, help="times as many items")
     parser.add_argument("--threads", type=int, default=1)
@@ -293,7 +295,7 @@ def main() -> None:
 
     torch.set_num_threads(args.threads)
     text, real, tokenizer = material(args.data)
-    lms = models(tokenizer, ["fp32", *(["bf16"] if args.bf16 else [])])
+    lms = models(tokenizer)
     peers = ", ".join(f"{p} {version(p)}" for p in ("lm_eval", "transformers", "torch"))
     print(f"\n{peers}; {args.threads} thread(s), CPU time, {args.rounds} rounds\n")
     ours = [key for key in lms if key != "HFLM"]

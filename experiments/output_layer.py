@@ -138,10 +138,10 @@ class Likeliest:
         least = (tops.amax(1, keepdim=True) - slack).bfloat16()
         rows, spans = (tops >= least).nonzero(as_tuple=True)
         near, columns = (rough[rows, spans] >= least[rows]).nonzero(as_tuple=True)
-        if not 0 < len(near) <= self.MOST * len(hidden):
-            return (hidden.to(self.exact) @ self.weight.to(self.exact).T).argmax(1)
         rows, words = rows[near], spans[near] * self.SPAN + columns
-        words = words.clamp_max(len(self.weight) - 1)
+        rows, words = rows[words < len(self.weight)], words[words < len(self.weight)]
+        if not 0 < len(rows) <= self.MOST * len(hidden):
+            return (hidden.to(self.exact) @ self.weight.to(self.exact).T).argmax(1)
         logits = (hidden[rows].to(self.exact) * self.weight[words].to(self.exact)).sum(1)
         best = logits.new_full((len(hidden),), -torch.inf).scatter_reduce(0, rows, logits, "amax")
         first = logits == best[rows]
