@@ -25,7 +25,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ __all__ = ["Run", "UserError", "append_rows", "read_json", "read_rows", "write_a
 SCHEMA = 1
 FINISHED = ("done", "diverged")  # states that a result.json gives
 HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)  # what a lock in other hands answers
+LOOK_SECONDS = 0.1  # between looks at a lock that another process holds
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # and a file system that has none
 
 
@@ -277,6 +278,44 @@ class Run:
         with contextlib.suppress(UserError):
             return read_json(self / "running.json")
         return {}
+
+
+@contextlib.contextmanager
+def hold_file(path: Path, wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Holds a lock file for this process, on whichever node; waits for another that holds it.
+
+    Args:
+        wait: called now and then while waiting; may raise.
+
+    Raises:
+        UserError: the folder can't be written, or its file system has no locks.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise disk_error(error, path) from error
+    try:
+        while not _taken(descriptor, path):
+            wait()
+            time.sleep(LOOK_SECONDS)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _taken(descriptor: int, path: Path) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in HELD:
+            return False
+        if error.errno in NO_LOCKS:
+            raise UserError(
+                f"{path}: this file system has no locks; keep runs on one that has (--runs)"
+            ) from error
+        raise disk_error(error, path) from error
+    return True
 
 
 def whereabouts() -> dict[str, str | None]:

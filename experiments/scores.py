@@ -23,23 +23,19 @@ Nothing here imports torch or lm-eval.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import math
-import os
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from components.registry import UserError
-from experiments.record import HELD, Run, disk_error, read_json
+from experiments.record import Run, hold_file, read_json
 
 SCHEMA = 1
 SMOOTH = ("answer_bpb", "answer_probability")  # what moves where right answers stand at chance
 Z95 = 1.96
-WAIT_SECONDS = 0.25
 PROBE_ITEMS = 200
 COUNTED = {
     "truncated": "whose context was cut to what the model sees",
@@ -189,37 +185,6 @@ def lines(records: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
     return rows
 
 
-@contextlib.contextmanager
-def lock(run: Run, wait: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Holds the run's scores for this process; waits for another one that scores it.
-
-    Args:
-        wait: called now and then while waiting; may raise.
-
-    Raises:
-        UserError: the folder can't be written, or its file system has no locks.
-    """
-    path = run / "scores" / "lock"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise disk_error(error, path) from error
-    try:
-        while not taken(descriptor, path):
-            wait()
-            time.sleep(WAIT_SECONDS)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def taken(descriptor: int, path: Path) -> bool:
-    """Tries for the lock."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in HELD:
-            return False
-        raise disk_error(error, path) from error
-    return True
+def lock(run: Run, wait: Callable[[], None]) -> contextlib.AbstractContextManager[None]:
+    """Holds the run's scores for this process, see `record.hold_file`."""
+    return hold_file(run / "scores" / "lock", wait)

@@ -14,16 +14,15 @@ node that died in the middle of `sbatch`) is found again. A run's newest submiss
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from components.registry import UserError
-from experiments.record import NO_LOCKS, disk_error, read_json, write_json
+from experiments.record import hold_file, read_json, write_json
 
 SCHEMA = 1
 PREFIX = "ceteris-"
@@ -107,27 +106,6 @@ def places(root: Path) -> dict[str, Place]:
     }
 
 
-@contextlib.contextmanager
-def lock(root: Path) -> Iterator[None]:
-    """One submitter at a time in a folder of runs, on whichever node.
-
-    Raises:
-        UserError: the folder can't be written, or has no locks.
-    """
-    path = folder(root) / "lock"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise disk_error(error, path) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    except OSError as error:
-        if error.errno in NO_LOCKS:
-            raise UserError(
-                f"{path}: this file system has no locks; keep runs on one that has (--runs)"
-            ) from error
-        raise
-    finally:
-        os.close(descriptor)
+def lock(root: Path) -> contextlib.AbstractContextManager[None]:
+    """One submitter at a time in a folder of runs, see `record.hold_file`."""
+    return hold_file(folder(root) / "lock")
