@@ -45,6 +45,12 @@ class ScoreColumn:
         """Mean and sd over the seeds of a row."""
         return summarise(values(self.rows[index], self.metric))
 
+    @property
+    def spreads(self) -> list[float | None]:
+        """The sd of each row that has a score."""
+        known = (self.summary(index) for index in range(len(self.rows)))
+        return [summary.sd for summary in known if summary]
+
     def stderr(self, index: int) -> float | None:
         """The items' standard error, the mean over a row's seeds."""
         found = [record["metrics"][self.metric]["stderr"] for record in self.rows[index].values()]

@@ -110,6 +110,7 @@ def ablation_table(manifest: Manifest, runs: Mapping[str, Run]) -> Table:
     bpb_decimals = decimals_for(r.bpb.sd for r in rows if r.bpb)
     delta_decimals = difference_decimals(r.difference for r in rows[1:])
     scores = scored.columns(manifest, runs)
+    score_decimals = [min(4, decimals_for(score.spreads)) for score in scores]
     columns = COLUMNS + tuple(
         Column(score.key, score.title, "left", ("sd", "n", "item_stderr"), 1) for score in scores
     )
@@ -123,7 +124,7 @@ def ablation_table(manifest: Manifest, runs: Mapping[str, Run]) -> Table:
             _mean_cell(r, r.loss, decimals),
             _mean_cell(r, r.bpb, bpb_decimals),
             Cell("baseline", None) if i == 0 else _difference_cell(r, delta_decimals),
-            *(_score_cell(r, score, i) for score in scores),
+            *(_score_cell(r, *each, i) for each in zip(scores, score_decimals, strict=True)),
         )
         for i, r in enumerate(rows)
     ]
@@ -192,14 +193,12 @@ def _mean_cell(r: _Numbers, summary: Summary | None, decimals: int) -> Cell:
     return Cell(f"{summary.mean:.{decimals}f}{spread}", summary.mean, details)
 
 
-def _score_cell(r: _Numbers, score: scored.ScoreColumn, index: int) -> Cell:
+def _score_cell(r: _Numbers, score: scored.ScoreColumn, decimals: int, index: int) -> Cell:
     summary = None if r.diverged else score.summary(index)
     if summary is None:
         return Cell("", None, {"sd": None, "n": 0, "item_stderr": None}, _mark(r))
-    spreads = (score.summary(i) for i in range(len(score.rows)))
-    decimals = decimals_for(spread.sd for spread in spreads if spread)
     stderr = score.stderr(index)
-    cell = _mean_cell(r, summary, min(decimals, 4))
+    cell = _mean_cell(r, summary, decimals)
     short = f" ({summary.n})" if summary.n < len(r.losses) else ""
     details = {**cell.details, "item_stderr": stderr}
     return replace(cell, text=cell.text + short, details=details)

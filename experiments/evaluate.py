@@ -144,7 +144,7 @@ def score(subject: Subject, evaluation: Evaluation) -> dict[str, dict[str, Any]]
             asked = wanted(evaluation, subject.data)
             _leaves(subject, evaluation, asked, failures, tracebacks)
             records = _names(subject, evaluation, asked, failures)
-        except (Interrupted, ScoringFailed):
+        except Interrupted:
             raise
         except UserError as error:
             failures[""] = str(error)
@@ -260,10 +260,8 @@ def _leaves(
             whole = next(r for r in asked.names.values() if name in r.leaves)
             record, items = _score_leaf(lm, whole, name, evaluation)
             record |= {"step": subject.step, "tokens": subject.tokens}
-            record |= {
-                "settings": settings.as_json(),
-                "fingerprint": asked.leaves[name].fingerprint,
-            }
+            record["settings"] = settings.as_json()
+            record["fingerprint"] = asked.leaves[name].fingerprint
             if subject.main:
                 scores.forget_groups(subject.run, subject.step, name, settings)
                 keep(scores.path_of(subject.run, subject.step, name, settings), record, items)
@@ -517,32 +515,23 @@ def _names(
     One that has no score of its own is returned as its tasks.
     """
     settings = Settings.of(evaluation.model_dump())
-    found = {}
+    shown: dict[str, dict[str, Any]] = {}
     for name, resolved in asked.names.items():
-        if failures and (failures.keys() & resolved.leaves.keys() or "" in failures):
-            continue
-        if not subject.main:
+        if not subject.main or "" in failures or failures.keys() & resolved.leaves.keys():
             continue
         leaves = {
             leaf: scores.read(scores.path_of(subject.run, subject.step, leaf, settings)) or {}
             for leaf in resolved.leaves
         }
         if name in leaves:
-            found[name] = leaves[name]
+            shown[name] = leaves[name]
             continue
-        for group in [*resolved.groups, name]:
-            found[group] = _together(group, resolved, leaves)
+        groups = {group: _together(group, resolved, leaves) for group in [*resolved.groups, name]}
+        for group, record in groups.items():
             path = scores.path_of(subject.run, subject.step, group, settings)
-            if scores.read(path) != found[group]:
-                write_json(path, found[group])
-    shown: dict[str, dict[str, Any]] = {}
-    for name, resolved in asked.names.items():
-        if name in found and found[name]["primary"] is None and found[name]["children"]:
-            settled = {leaf: scores.path_of(subject.run, subject.step, leaf, settings)
-                       for leaf in resolved.leaves}  # fmt: skip
-            shown |= {leaf: scores.read(path) or {} for leaf, path in settled.items()}
-        elif name in found:
-            shown[name] = found[name]
+            if scores.read(path) != record:
+                write_json(path, record)
+        shown |= leaves if groups[name]["primary"] is None else {name: groups[name]}
     return shown
 
 
