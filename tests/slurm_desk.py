@@ -134,6 +134,10 @@ class Desk:
     def job(self, name: str, key: str) -> str:
         return str(self.status(name)[key]["job"])
 
+    def limit(self, job: str, minutes: int) -> None:
+        """Gives a queued or running job another time limit."""
+        scheduler.ask("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
+
     def undisturbed(self, name: str, *overrides: str) -> None:
         """Every run of the sweep has the bytes of one that nobody disturbed."""
         record = read_json(self.root / "sweeps" / f"{name}.json")

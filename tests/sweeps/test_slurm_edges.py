@@ -398,13 +398,20 @@ def test_where_preemption_sends_no_warning_the_first_sigterm_is_one(here: Desk) 
 
 def test_a_job_at_its_time_limit_goes_on_in_another(here: Desk) -> None:
     here.sweep("gated", "gated.yaml", rows=[])
-    here.cluster(time=1, warning_seconds=30)
+    here.cluster(warning_seconds=60)
     here.submit("gated")
+    here.held("gated")  # however long the start took, the limit comes after it
+    jobs = [here.job("gated", key) for key in ("baseline-0", "baseline-1")]
+    for job in jobs:
+        used = scheduler.ask("squeue", "-h", "-r", "-j", job, "-o%M")
+        here.limit(job, int(used.strip().split(":")[-2]) + 2)
     here.until(lambda: job_logs(here).count("stopping:") == 2, lambda: here.told("gated"))
+    for job in jobs:
+        here.limit(job, 60)
     here.gate.touch()
     here.done("gated")
-    for key in ("baseline-0", "baseline-1"):
-        assert [a["job"] for a in attempts(here, "gated", key)] == [here.job("gated", key)] * 2
+    for key, job in zip(("baseline-0", "baseline-1"), jobs, strict=True):
+        assert [a["job"] for a in attempts(here, "gated", key)] == [job] * 2
     here.undisturbed("gated")
 
 
