@@ -217,8 +217,9 @@ def evaluate_command(
     Without --tasks those of the experiment. --probe scores the first 200 items of each task (of a
     sweep: on its baseline) and says on which of them this model is above chance.
     """
-    from experiments import evaluate, scores
+    from experiments import evaluate, scores, tracking
     from experiments.record import find
+    from experiments.yaml_text import read
 
     change = {key: value for key, value in given.items() if value is not None}
     if "tasks" in change:
@@ -243,12 +244,16 @@ def evaluate_command(
     if probe:
         change.setdefault("limit", scores.PROBE_ITEMS)
     run = run or find(root, target)
+    where = tracking.place(read(run / "experiment.yaml").data.get("tracking"))
     failed = None
     try:
         records = evaluate.score_run(run, change, checkpoint=checkpoint, kept=not probe, say=say)
     except scores.ScoringFailed as error:  # the others are shown
         records, failed = dict(error.records), error
     if int(os.environ.get("RANK", "0")) == 0:
+        if records and not probe:
+            with tracking.mirrored(run, where, {}, say):
+                pass
         if as_json:
             out({"schema": 1, "run": run.id, "scores": records})
         elif records:
@@ -613,9 +618,11 @@ def carry_out(
     leave: Collection[str] = (),
 ) -> None:
     """Runs what is missing but `leave`; shows and writes the table; exits as the module says."""
+    from analysis import wandb_push as pushing
     from sweeps import local, manifest
     from sweeps import status as states
 
+    where = pushing.place_wanted(record)
     queued = {row.id for row in states.sweep_status(root, record) if row.state == "queued"}
     if queued:
         say(f"{len(queued)} runs are queued on Slurm and left to it (cancel takes them back)")
@@ -624,6 +631,8 @@ def carry_out(
     )
     say("")
     show_table(manifest.path_of(root, record["name"]), root, as_json)
+    if where is not None:
+        say("\n".join(pushing.outcome(root, record, where)))
     if outcome.interrupted:
         say(f"stopped; nothing is lost. Go on with: python run.py retry {record['name']}{at(root)}")
         sys.exit(130)
@@ -642,13 +651,7 @@ def show_table(path: Path, root: Path, as_json: bool) -> None:
 
     record = results.read_manifest(path)
     table = tables.ablation_table(record, results.read_runs(record, root))
-    if as_json:
-        click.echo(render.json_text(table))
-    else:
-        from rich.console import Console
-
-        console = Console(width=None if sys.stdout.isatty() else 120)
-        console.print(render.terminal(table, console.width))
+    print_table(table, "json" if as_json else None, None)
     written = []
     for ending, text in (
         ("md", render.markdown(table)),
@@ -791,9 +794,8 @@ def logs(
 @json_option
 def table(name: str, form: str | None, target: Path | None, root: Path, as_json: bool) -> None:
     """The ablation table of SWEEP from its run directories, at any time."""
-    from analysis import render, results
+    from analysis import results
     from analysis import table as tables
-    from experiments.record import write_atomically
     from sweeps import manifest
 
     form = "json" if as_json else form
@@ -803,11 +805,25 @@ def table(name: str, form: str | None, target: Path | None, root: Path, as_json:
         return
     record = results.read_manifest(path)
     made = tables.ablation_table(record, results.read_runs(record, root))
+    say_missing(path.stem, root)
+    print_table(made, form, target)
+
+
+def print_table(made: Any, form: str | None, target: Path | None) -> None:
+    """A table in a format, by default that of the file's ending, or a terminal's, to a file."""
+    from analysis import render
+    from experiments.record import write_atomically
+
+    if form is None and target is None:
+        from rich.console import Console
+
+        console = Console(width=None if sys.stdout.isatty() else 120)
+        console.print(render.terminal(made, console.width))
+        return
     if form is None and target is not None:
         by_ending = {".md": "md", ".tex": "latex", ".csv": "csv", ".json": "json"}
         form = by_ending.get(target.suffix, "md")
     text = render.RENDERERS[FORMATS[str(form)]](made)
-    say_missing(path.stem, root)
     if target is None:
         click.echo(text, nl=not text.endswith("\n"))
     else:
@@ -816,6 +832,113 @@ def table(name: str, form: str | None, target: Path | None, root: Path, as_json:
         else:
             write_atomically(target.resolve(), text)
         say(f"written: {target}")
+
+
+# --- wandb ---------------------------------------------------------------------------------------
+
+
+@cli.group("wandb", cls=Commands)
+def wandb_commands() -> None:
+    """Show runs in wandb: push, report; or read them from there: pull."""
+
+
+def place_options(command: F) -> F:
+    entity = click.option("--entity", help="User or team; your own by default.")
+    return click.option("--project", help="By default the experiment's.")(entity(command))
+
+
+@wandb_commands.command("push")
+@click.argument("target", metavar="[RUN|SWEEP]", required=False)
+@place_options
+@runs_option
+@json_option
+def wandb_push(
+    target: str | None, project: str | None, entity: str | None, root: Path, as_json: bool
+) -> None:
+    """Bring RUN, all of SWEEP with its table, or everything to wandb: what is not there yet."""
+    from analysis import wandb_push as pushing
+    from experiments.record import Run, UserError, all_ids, find
+    from sweeps import manifest
+
+    record = scored_sweep(root, target) if target is not None else None
+    if record is not None:
+        sweeps, runs = [record], [Run(root, job.id) for job in manifest.jobs(record)]
+    elif target is not None:
+        sweeps, runs = [], [find(root, target)]
+    else:
+        sweeps, runs = manifest.all_of(root)[0], [Run(root, id) for id in all_ids(root)]
+    begun = [run for run in runs if (run / "provenance.json").exists()]
+    if not begun:
+        raise UserError(
+            f"nothing has been trained in {root} yet; push what `train` or `sweep` made"
+        )
+    rows = list(pushing.push(begun, sweeps, project, entity, say))
+    failed = [row for row in rows if row["error"]]
+    if as_json:
+        out({"schema": 1, "pushed": rows})
+    elif not failed:
+        added = sum(row["rows"] for row in rows)
+        say(f"{len(rows)} in wandb, {added} rows added now")
+    if failed:
+        say(
+            f"error: {len(failed)} of {len(rows)} not pushed whole; push again adds what is lacking"
+        )
+    leave_wandb(1 if failed else 0)
+
+
+@wandb_commands.command("report")
+@sweep_argument
+@place_options
+@runs_option
+def wandb_report(name: str, project: str | None, entity: str | None, root: Path) -> None:
+    """Write a Report on SWEEP in wandb, or bring it up to date (needs ceteris[report])."""
+    from analysis import wandb_report as reports
+    from analysis.wandb_push import place_of
+    from sweeps import manifest
+
+    record = manifest.load(root, name)
+    click.echo(reports.report(root, record, place_of(root, record, project, entity)))
+    leave_wandb(0)
+
+
+@wandb_commands.command("pull")
+@click.argument("project", metavar="[ENTITY/]PROJECT")
+@click.option("--group", required=True, help="The sweep.")
+@click.option("--by", help="The key of config that names the variant, for runs of other programs.")
+@click.option("--baseline", metavar="LABEL", help="Which variant is the baseline.")
+@click.option("--metric", default="val/loss", show_default=True, help="In the runs' summaries.")
+@click.option("--format", "form", type=click.Choice(list(FORMATS)), help="Not for a terminal.")
+@click.option("--out", "target", type=click.Path(path_type=Path, dir_okay=False), help="To a file.")
+@json_option
+def wandb_pull(
+    project: str,
+    group: str,
+    by: str | None,
+    baseline: str | None,
+    metric: str,
+    form: str | None,
+    target: Path | None,
+    as_json: bool,
+) -> None:
+    """The table of a sweep from runs that are only in wandb."""
+    from analysis import table as tables
+    from analysis import wandb_runs
+    from experiments.tracking import Place
+
+    entity, _, name = project.rpartition("/")
+    place = Place("online", name, entity or os.environ.get("WANDB_ENTITY"))
+    record, runs, notes = wandb_runs.pulled(place, group, by=by, baseline=baseline, metric=metric)
+    for note in notes:
+        say(note)
+    print_table(tables.ablation_table(record, runs), "json" if as_json else form, target)
+    leave_wandb(0)
+
+
+def leave_wandb(code: int) -> None:
+    """Exits without wandb's own end, which would wait for a server that is gone."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def usage(error: click.ClickException) -> str:

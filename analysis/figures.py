@@ -87,6 +87,19 @@ def loss_curves(manifest: Manifest, runs_root: Path, out_stem: Path) -> list[Pat
     return paths
 
 
+def mean_curves(manifest: Manifest, runs_root: Path) -> dict[str, tuple[list[float], list[float]]]:
+    """Label -> training tokens and the mean loss over finished seeds, as `loss_curves` draws them.
+
+    A variant with a diverged seed has none.
+    """
+    means = {}
+    for line in _lines(manifest, read_runs(manifest, runs_root), runs_root):
+        tokens, losses = line.shared()
+        if tokens.size and not line.diverged:
+            means[line.row.label] = tokens.tolist(), losses.mean(axis=0).tolist()
+    return means
+
+
 def _lines(manifest: Manifest, runs: Mapping[str, Run], runs_root: Path) -> list[_Line]:
     losses = [numbers(row, runs, "val/loss") for row in manifest.rows]
     lines = []

@@ -36,7 +36,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A sweep as planned. The baseline is `rows[0]`; `tokens` is each run's training budget."""
+    """A sweep as planned. The baseline is `rows[0]`; `tokens` is each run's training budget,
+    0 where it is not known.
+    """
 
     name: str
     match: str | None

@@ -278,9 +278,10 @@ def _caption(manifest: Manifest, rows: Sequence[_Numbers]) -> str:
         "flops": "FLOPs per token matched to the baseline's",
         None: "neither parameters nor FLOPs matched",
     }[manifest.match]
+    after = f" after {manifest.tokens:,} training tokens" if manifest.tokens else ""
     return (
-        f"Validation loss (nats per token) and bits per byte after {manifest.tokens:,} training"
-        f" tokens: mean ± sd over seeds ({seeds} planned per row), {matched}."
+        f"Validation loss (nats per token) and bits per byte{after}: mean ± sd over seeds"
+        f" ({seeds} planned per row), {matched}."
         f" Δ: mean difference from {manifest.rows[0].label}, paired by seed, with the 95% t"
         " interval of the paired difference; bold where it excludes zero. A lower loss is better."
     )

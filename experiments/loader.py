@@ -206,7 +206,9 @@ def apply_overrides(located: Located, overrides: Iterable[str]) -> None:
     wrong: list[str] = []
     for word in overrides:
         path, equals, text = word.partition("=")
-        mark = Mark(f"command line: {shorten(word, quote=False)}")
+        secret = SECRET.search(path)  # none has a place here, and a log may keep what we say
+        shown_word = f"{path}=***" if secret and equals else word
+        mark = Mark(f"command line: {shorten(shown_word, quote=False)}")
         try:
             if not equals or not _DOTTED.fullmatch(path):
                 raise ConfigError(f"{mark}: is no override; write it as a.b=c")
@@ -220,6 +222,7 @@ def apply_overrides(located: Located, overrides: Iterable[str]) -> None:
     resolve_imports(located, Path())
 
 
+SECRET = re.compile(r"(key|token|secret|password)$", re.IGNORECASE)
 _DOTTED = re.compile(r"[\w-]+(\.[\w-]+){0,20}")
 
 

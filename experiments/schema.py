@@ -131,6 +131,32 @@ class Execution(Closed):
     ] = 5.0
 
 
+class Wandb(Closed):
+    """Where wandb shows the run. Each is also wandb's own variable: WANDB_PROJECT, WANDB_ENTITY,
+    WANDB_MODE, of which the last wins over the file."""
+
+    project: Annotated[str | None, Field(description="null: ceteris", min_length=1)] = None
+    entity: Annotated[str | None, Field(description="user or team; null: your own")] = None
+    mode: Annotated[
+        Literal["online", "offline", "disabled"] | None,
+        Field(description="null: online where a project is named or you are logged in"),
+    ] = None
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """As `Experiment.problems`."""
+        for key, value, most in (("project", self.project, 128), ("entity", self.entity, 64)):
+            wrong = sorted({c for c in value or "" if c in "/\\#?%:" or not c.isprintable()})
+            if wrong or len(value or "") > most:
+                why = f"has {' '.join(map(repr, wrong))}" if wrong else f"is longer than {most}"
+                yield f"tracking.wandb.{key}", f"{value!r} {why}, which wandb takes in no name"
+
+
+class Tracking(Closed):
+    """Who else is told how a run goes; see experiments/tracking.py. No part of its identity."""
+
+    wandb: Wandb = Field(default_factory=Wandb)
+
+
 class Experiment(Closed):
     """One YAML file: everything scientific about one training, seed excepted."""
 
@@ -141,6 +167,7 @@ class Experiment(Closed):
     training: Training
     evaluation: Evaluation = Field(default_factory=Evaluation)
     execution: Annotated[Execution, Field(default_factory=Execution, json_schema_extra=EXECUTION)]
+    tracking: Annotated[Tracking, Field(default_factory=Tracking, json_schema_extra=EXECUTION)]
 
     @property
     def max_seq_len(self) -> int:
@@ -179,6 +206,7 @@ class Experiment(Closed):
                 f"= {t.tokens_per_step}",
             )
         yield from self.evaluation.problems()
+        yield from self.tracking.wandb.problems()
         micro = self.execution.micro_batch_size
         if micro is not None and t.global_batch_size % micro:
             yield (

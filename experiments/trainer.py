@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from components.decoder import count
-from experiments import checkpoint, scores
+from experiments import checkpoint, scores, tracking
 from experiments.clock import Clock, peak_memory
 from experiments.data import Dataset, prepare
 from experiments.evaluate import Subject, score
@@ -77,6 +77,7 @@ def train(
     """
     run = Run(root, run_id(experiment, seed))
     check_directory(run, experiment)
+    shown = tracking.place(experiment.tracking.model_dump())
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     known = alone and (run / "result.json").exists()
     if known and not scores.lacking(run, experiment.evaluation.model_dump()):
@@ -90,11 +91,22 @@ def train(
         with hold(run, experiment, seed, data, accelerator) as result:
             main = accelerator.is_main_process
             with Progress(progress, run) if main else Progress("none", None) as line:
+                training: Training | None = None
+                facts: dict[str, float] = {}
                 if result is None:  # else it was done before, or another process was quicker
                     training = Training(experiment, seed, run, data, accelerator, line)
-                    result = training.run_all(caught)
-                if result["status"] == "done" and experiment.evaluation.tasks:
-                    score_end(experiment, run, data, accelerator, line, caught)
+                    training.resume()
+                    facts = {
+                        "parameters": training.counts.parameters,
+                        "parameters_non_embedding": training.counts.non_embedding,
+                        "flops_per_token": training.counts.flops_per_token,
+                    }
+                with tracking.mirrored(run, shown if main else None, facts, line.say):
+                    if training is not None:
+                        result = training.run_all(caught)
+                    assert result is not None
+                    if result["status"] == "done" and experiment.evaluation.tasks:
+                        score_end(experiment, run, data, accelerator, line, caught)
             return result
 
 
@@ -188,8 +200,7 @@ class Training:
         return torch.device("cpu") if device.type == "mps" else device  # it has no float64
 
     def run_all(self, stop: list[int]) -> dict[str, Any]:
-        """Every step from the newest checkpoint to the end, or to a signal in `stop`."""
-        self.resume()
+        """Every step from where `resume` left it to the end, or to a signal in `stop`."""
         if self.score_steps and 0 < self.step < self.steps and self.due(self.score_steps):
             self.score(stop)  # what a signal at this step left out
         if self.step == 0 and self.eval_steps:
@@ -318,9 +329,9 @@ class Training:
         self.last.update({k: v for k, v in finite.items() if v - v == 0.0})  # not nan, not inf
         if not self.accelerator.is_main_process:
             return
-        append_rows(self.run / "metrics.jsonl", {**row, **{k: self.last.get(k) for k in finite}})
         timing = {**row, "seconds": self.seconds, "perf/tokens_per_s": speed}
-        append_rows(self.run / "timing.jsonl", timing)
+        append_rows(self.run / "timing.jsonl", timing)  # first: who sees a row may look for it
+        append_rows(self.run / "metrics.jsonl", {**row, **{k: self.last.get(k) for k in finite}})
         self.progress.show(self.step, self.steps, self.tokens_per_step, self.last, speed)
 
     @torch.no_grad()

@@ -16,12 +16,15 @@ os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="ceteris-hf-")  # no leftovers o
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["WANDB_MODE"] = "disabled"  # whoever is logged in; tests that want it say so
 
 import pytest
 
 from tests.slurm import PrivateSlurm, is_slurms, missing
 
 ROOT = Path(__file__).parent.parent
+for name in [n for n in os.environ if n.startswith("WANDB_") and n != "WANDB_MODE"]:
+    del os.environ[name]
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
 

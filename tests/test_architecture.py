@@ -19,7 +19,11 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "components": (),
     "experiments": ("components",),
     "sweeps": ("components", "experiments"),
-    "analysis": ("experiments.record", "experiments.scores"),
+    "analysis": (
+        *("experiments.record", "experiments.scores", "experiments.yaml_text"),
+        *("experiments.tracking", "experiments.mirror", "experiments.wandb_client"),
+        "components.registry",  # did_you_mean
+    ),
 }
 
 

@@ -1,0 +1,111 @@
+"""A sweep's runs in wandb: all of them pushed, and what became of them while they were trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from analysis.wandb_summary import summarise
+from experiments import tracking
+from experiments.mirror import push as push_run
+from experiments.record import Run, UserError
+from experiments.tracking import Place, known
+from experiments.wandb_client import Unreachable
+from experiments.yaml_text import read
+
+FAILURES = 3  # in a row, after which the rest is not tried
+
+
+def place_wanted(record: Mapping[str, Any]) -> Place | None:
+    """Where a sweep's own summary goes: where its baseline does."""
+    return tracking.place(record["rows"][0]["experiment"].get("tracking"))
+
+
+def place_of(
+    root: Path, record: Mapping[str, Any], project: str | None, entity: str | None
+) -> Place:
+    """Where a sweep is pushed to: as asked, or as its baseline was, or as its experiment says."""
+    first = Run(root, next(iter(record["rows"][0]["runs"].values())))
+    return _place(first, record["rows"][0]["experiment"], project, entity)
+
+
+def _place(
+    run: Run, experiment: Mapping[str, Any], project: str | None, entity: str | None
+) -> Place:
+    before, wanted = known(run), (experiment.get("tracking") or {}).get("wandb") or {}
+    usual = tracking.online(wanted)
+    return Place(
+        "online",
+        project or before.get("project") or usual.project,
+        entity or before.get("entity") or usual.entity,
+    )
+
+
+def push(
+    runs: Sequence[Run],
+    sweeps: Sequence[Mapping[str, Any]],
+    project: str | None,
+    entity: str | None,
+    say: Callable[[str], None],
+) -> Iterator[dict[str, Any]]:
+    """Pushes each run, and the summary of each sweep; says how it goes.
+
+    Gives for each {"name", "rows": added now, "url", "error"}.
+
+    Raises:
+        UserError: wandb can't be reached at all.
+    """
+    group = sweeps[0]["name"] if len(sweeps) == 1 else None
+    root, failures, done = runs[0].root, 0, 0
+
+    def one(run: Run) -> tuple[int, str]:
+        place = _place(run, read(run / "experiment.yaml").data, project, entity)
+        return push_run(run, place, group), str(known(run).get("url"))
+
+    def summary(record: Mapping[str, Any]) -> tuple[int, str]:
+        return 0, summarise(root, record, place_of(root, record, project, entity))
+
+    work: list[tuple[str, Callable[[], tuple[int, str]]]] = [
+        *((run.id, partial(one, run)) for run in runs),
+        *((f"{record['name']} (table)", partial(summary, record)) for record in sweeps),
+    ]
+    for name, act in work:
+        error, rows, url = None, 0, ""
+        try:
+            rows, url = act()
+            done, failures = done + 1, 0
+            say(f"{name}: {rows} rows added, {url}")
+        except UserError as problem:
+            if isinstance(problem, Unreachable):
+                if not done:
+                    raise
+                failures += 1
+            error = str(problem)
+            say(f"{name}: {error}")
+        yield {"name": name, "rows": rows, "url": url, "error": error}
+        if failures >= FAILURES:
+            say("the rest is not tried")
+            return
+
+
+def outcome(root: Path, record: Mapping[str, Any], where: Place) -> list[str]:
+    """Logs a sweep's summary run, and says what became of its runs; never an error."""
+
+    later = f"python run.py wandb push {record['name']}"
+    ids = dict.fromkeys(id for row in record["rows"] for id in row["runs"].values())
+    begun = [Run(root, id) for id in ids if (root / id / "provenance.json").exists()]
+    records = [known(run) for run in begun]
+    whole = sum(r.get("state") == "complete" and not r.get("why") for r in records)
+    lines = [f"wandb: {whole} of {len(begun)} runs mirrored {where.mode}"]
+    whys = {str(r["why"]): None for r in records if r.get("why")}
+    if whole < len(begun):
+        lines[0] += f" ({'; '.join([*whys][:2]) or 'the others were trained without'})"
+    try:
+        lines.append(f"wandb: table: {summarise(root, record, where)}")
+    except UserError as error:
+        lines.append(f"wandb: no table: {error}")
+    if whole < len(begun) or where.mode == "offline":
+        lines.append(f"to bring all of it online: {later}")
+    return lines
