@@ -519,6 +519,7 @@ def submit(
     as_json: bool,
 ) -> None:
     """Submit what SWEEP lacks to Slurm, and return. What is done or queued is left alone."""
+    from experiments import tracking
     from sweeps import cluster as clusters
     from sweeps import control, design, manifest
     from sweeps import plan as planning
@@ -526,6 +527,7 @@ def submit(
     file = clusters.load(needed(cluster))
     designed = design.load(name, overrides)
     planned = planning.plan(designed, root)
+    tracking.place(planned.manifest["rows"][0]["experiment"]["tracking"])  # WANDB_MODE is none?
     local = file.cluster.executor == "local"
     if dry_run and local:
         out(planned.as_json()) if as_json else show_rich(planning.render(planned))
@@ -890,14 +892,18 @@ def wandb_push(
 @sweep_argument
 @place_options
 @runs_option
-def wandb_report(name: str, project: str | None, entity: str | None, root: Path) -> None:
+@json_option
+def wandb_report(
+    name: str, project: str | None, entity: str | None, root: Path, as_json: bool
+) -> None:
     """Write a Report on SWEEP in wandb, or bring it up to date (needs ceteris[report])."""
     from analysis import wandb_report as reports
     from analysis.wandb_push import place_of
     from sweeps import manifest
 
     record = manifest.load(root, name)
-    click.echo(reports.report(root, record, place_of(root, record, project, entity)))
+    url = reports.report(root, record, place_of(root, record, project, entity))
+    out({"schema": 1, "url": url}) if as_json else click.echo(url)
     leave_wandb(0)
 
 

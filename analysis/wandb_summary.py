@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import secrets
+import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,8 +19,9 @@ from typing import Any
 
 from analysis import figures, render, results
 from analysis import table as tables
+from experiments import tracking
 from experiments import wandb_client as client
-from experiments.record import UserError, read_json, write_json
+from experiments.record import UserError, hold_file, read_json, write_json
 from experiments.tracking import Place, tag
 
 LAYOUT = 1  # of what is logged; with another, every sweep is logged anew
@@ -50,6 +53,11 @@ def summarise(root: Path, record: Mapping[str, Any], place: Place) -> str:
         Unreachable: wandb can't be used.
         UserError: a record is damaged.
     """
+    with hold_file(root / "wandb" / f"{record['name']}.lock"):
+        return _summarise(root, record, place)
+
+
+def _summarise(root: Path, record: Mapping[str, Any], place: Place) -> str:
     name = record["name"]
     known = remembered(root, name)
     if "id" not in known:
@@ -164,3 +172,21 @@ def headline(table: tables.Table) -> dict[str, Any]:
         "sweep/planned": sum(int(cell.details["planned"] or 0) for cell in seeds),
         **{f"delta/{label}": cell.value for label, cell in deltas.items()},
     }
+
+
+def main() -> None:
+    """`python -m analysis.wandb_summary RUNS SWEEP`, by the Slurm job that ends a sweep."""
+    root = Path(sys.argv[1])
+    code = 0
+    try:
+        record = read_json(root / "sweeps" / f"{sys.argv[2]}.json")
+        where = tracking.place(record["rows"][0]["experiment"].get("tracking"))
+        print(f"wandb: table: {summarise(root, record, where)}" if where else "", flush=True)
+    except UserError as error:
+        print(f"wandb: no table: {error}", file=sys.stderr, flush=True)
+        code = 1
+    os._exit(code)  # wandb's own end might wait for its server
+
+
+if __name__ == "__main__":
+    main()

@@ -25,7 +25,7 @@ from typing import Any
 
 from experiments import scores
 from experiments.described import described, score_row, score_rows, summary
-from experiments.record import FINISHED, Run, UserError, hold_file, write_json
+from experiments.record import FINISHED, Run, UserError, hold_file, write_atomically
 from experiments.tracking import BUSY, Place, known, wandb_id
 from experiments.wandb_client import (
     Unreachable,
@@ -39,7 +39,7 @@ from experiments.wandb_client import (
 SCHEMA = 1
 LOOK_SECONDS = 2.0  # between looks at what training wrote
 TRIES = 3  # wandb's own process may die so often
-AXES = ("train", "val", "optim", "perf", "score")
+AXES = ("train", "val", "optim", "perf")
 IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -117,7 +117,8 @@ class Mirroring:
     def note(self, **changes: Any) -> None:
         """Refreshes tracking.json."""
         self.record |= changes
-        write_json(self.run / "tracking.json", self.record)
+        text = json.dumps(self.record, indent=1) + "\n"
+        write_atomically(self.run / "tracking.json", text, durable=False)
 
     def copy(
         self,

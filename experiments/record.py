@@ -9,6 +9,7 @@
         running.json        who runs it and how far it is; refreshed while it runs
         failure.json        why the last attempt stopped, if it crashed
         result.json         written once, atomically, last
+        tracking.json       what wandb has of it, see tracking.py
         log.txt             what a worker printed
     runs/sweeps/<name>.json the rows of a sweep and their runs, see sweeps/manifest.py
 

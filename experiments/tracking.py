@@ -31,7 +31,8 @@ MODES: dict[str, Mode | None] = {"disabled": None}  # as people write WANDB_MODE
 MODES |= {mode: mode for mode in get_args(Mode)} | {"run": "online", "dryrun": "offline"}
 PROJECT = "ceteris"
 HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # wandb's own, of old and of now
-LEAVE_SECONDS = 20.0  # that a run whose training has ended waits for its mirror, at the most
+LEAVE_SECONDS = {"ended": 20.0}  # that training, which has ended, waits for its mirror at the most
+HURRY_SECONDS = 8.0  # and where it was stopped: somebody may be about to kill it
 LONGEST_TAG = 64  # characters
 BUSY = 3  # exit code of a mirror that found another one at work
 
@@ -149,9 +150,9 @@ class Mirror:
     def end(self, word: str) -> str:
         """Waits until it has told wandb the end, not for ever; what became of it, in one line."""
         self.tell(word)
-        late = False
+        late, seconds = False, LEAVE_SECONDS.get(word, HURRY_SECONDS)
         try:
-            self.process.wait(LEAVE_SECONDS)
+            self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             late = True
         finally:
@@ -159,7 +160,7 @@ class Mirror:
             self.process.communicate()
         if self.process.returncode == BUSY:
             return "wandb: another process mirrors this run, and shows this when the run has ended"
-        return outcome(self.run, f"no answer within {LEAVE_SECONDS:.0f} s" if late else None)
+        return outcome(self.run, f"no answer within {seconds:.0f} s" if late else None)
 
 
 def outcome(run: Run, why: str | None = None) -> str:

@@ -153,9 +153,12 @@ def opened(
         try:
             yield session
             session.finish()  # unless the body has done so, with a code of its own
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(Exception):
                 session.finish(exit_code=1)
+            if isinstance(error, ConnectionError):  # its own process is gone; the next begins anew
+                with contextlib.suppress(Exception):
+                    wandb.teardown()
             raise
         finally:
             forget(parent, id)

@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -28,7 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from experiments.record import Run, whereabouts
+from experiments import tracking
+from experiments.record import Run, UserError, whereabouts
 from sweeps import live, local, manifest, scheduler, worker
 from sweeps.manifest import Job
 
@@ -36,6 +38,7 @@ WARNING = signal.SIGUSR2
 TO_BE_ENDED_SECONDS = 150.0  # Slurm ends a job KillWait (30 s) after SIGTERM, unless told otherwise
 SCONTROL_TRIES = 5
 LOST_SECONDS = 900.0
+TABLE_SECONDS = 90.0
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class Task:
                     self.give_up("a whole job came no step further; give it more time:")
                     worker.leave(worker.FAILED)
                 self.go_back(caught)
+        self.tell_of_the_end()
         if code != worker.DONE:
             worker.leave(code)
 
@@ -117,6 +121,19 @@ class Task:
         if code != worker.INTERRUPTED:
             worker.leave(code)  # not through the end of a process group whose other ranks may wait
         return code
+
+    def tell_of_the_end(self) -> None:
+        """The job that ends a sweep brings its table to wandb, where its runs are mirrored."""
+        if int(os.environ.get("SLURM_PROCID", "0")) != 0:
+            return
+        with contextlib.suppress(UserError, OSError, subprocess.SubprocessError):
+            record = manifest.load(Path(self.root), self.sweep)
+            where = tracking.place(record["rows"][0]["experiment"].get("tracking"))
+            jobs = manifest.jobs(record)
+            if where is not None and all(manifest.finished(Path(self.root), j) for j in jobs):
+                words = ["-P", "-m", "analysis.wandb_summary", self.root, self.sweep]
+                code = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+                subprocess.run([sys.executable, *words], env=code, timeout=TABLE_SECONDS)
 
     @property
     def finished(self) -> bool:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 import run as program
@@ -106,10 +107,19 @@ def counts(name: str = "pair") -> dict[str, int]:
 # --- what every command promises -----------------------------------------------------------------
 
 
+def commands(group: click.Group) -> Iterator[tuple[str, click.Command]]:
+    """Every command, those of a group within as `wandb push`."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from ((f"{name} {inner}", found) for inner, found in commands(command))
+        else:
+            yield name, command
+
+
 def test_every_command_that_reads_has_json_and_every_one_that_works_a_dry_run() -> None:
     options = {
         name: {word for option in command.params for word in option.opts}
-        for name, command in program.cli.commands.items()
+        for name, command in commands(program.cli)
     }
     assert [name for name in options if "--json" not in options[name]] == []
     assert {name for name in options if "--dry-run" in options[name]} == {
@@ -384,7 +394,9 @@ def test_cancel_stops_the_sweep_of_another_process(patient: Path) -> None:
     def cancel() -> None:
         wait_until(lambda: at_work(Path("runs")))
         said.extend(start("cancel", "pair", *more).communicate() for more in (["-n"], []))
+        Path("wait").unlink()
 
+    Path("wait").touch()  # the same run is at work for both
     elsewhere = threading.Thread(target=cancel)
     elsewhere.start()
     made = ceteris("sweep", "pair.yaml", "--workers", 1)

@@ -182,20 +182,30 @@ def test_the_reference_names_every_parameter_with_its_limits() -> None:
     assert "FieldInfo" not in (ROOT / "docs" / "components.md").read_text("utf-8")
 
 
+def sections(model: type[Closed], path: str = "") -> Iterator[tuple[str, type[Closed]]]:
+    """The sections of an experiment file by their dotted names, those within others too."""
+    for name, info in model.model_fields.items():
+        inner = info.annotation
+        if isinstance(inner, type) and issubclass(inner, Closed):
+            yield f"{path}{name}", inner
+            yield from sections(inner, f"{path}{name}.")
+
+
 def test_experiment_files_names_every_field_of_every_section_with_its_default() -> None:
     page = (ROOT / "docs" / "experiment-files.md").read_text("utf-8")
-    for name, info in Experiment.model_fields.items():
-        inner = info.annotation
-        if not (isinstance(inner, type) and issubclass(inner, Closed)):
-            assert f"| `{name}` |" in page
-            continue
+    found = dict(sections(Experiment))
+    assert all(f"| `{name}` |" in page for name in Experiment.model_fields.keys() - found)
+    for name, section in found.items():
         table = page.split(f"**`{name}`**")[1].split("\n**")[0].split("\n## ")[0]
         rows = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|", table, re.MULTILINE))
-        assert list(rows) == list(inner.model_fields)
+        assert list(rows) == list(section.model_fields)
         for field, told in rows.items():
-            about = inner.model_fields[field]
+            about = section.model_fields[field]
             if about.is_required():
                 assert told == "required", f"{name}.{field}"
+                continue
+            if about.default_factory is not None:
+                assert told == "as below"
                 continue
             default = registry.plain_value(about.get_default())
             meant = yaml.safe_load(told.strip("`"))  # a derived default is told as its formula

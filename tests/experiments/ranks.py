@@ -28,7 +28,7 @@ def together(folder: Path, *trainings: dict[str, Any], processes: int = 2) -> li
 
     Of a training: `yaml`, `overrides` and `root`; `sharding`; `signals`, as [process, step, number]
     each, sent by the process to itself after that step; `catches`, numbers that the caller handles
-    and not `train`; `look_seconds`.
+    and not `train`; `look_seconds`; `environment`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     plan = folder / "plan.json"
@@ -83,6 +83,7 @@ def fsdp2_on_a_cpu() -> Iterator[None]:
 
 def carry_out(rank: int, training: dict[str, Any]) -> dict[str, Any]:
     """One training on this process; how it ended."""
+    os.environ.update(training.get("environment", {}))
     import torch
 
     from experiments import loader, trainer

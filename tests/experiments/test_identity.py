@@ -55,8 +55,10 @@ def others(value: Any) -> list[Any]:
         return [value * 2 + 1, value * 4, value / 2, 0.123, 0.25]
     if isinstance(value, list):
         return [[v * 0.99 for v in value if isinstance(v, float)], ["dedup"], ["b.txt"]]
-    choices = ["cpu", "bf16", "tanh", "none", "relu", "rmsnorm"]
-    return [f"{value}x", *choices] if isinstance(value, str) else [1, 512, 0.5, True, "other"]
+    choices = ["cpu", "bf16", "tanh", "none", "relu", "rmsnorm", "offline"]
+    if isinstance(value, str):
+        return [f"{value}x", *choices]
+    return [1, 512, 0.5, True, "other", "offline"]
 
 
 def fields(model: type[Closed], path: str = "", science: bool = True) -> Iterator[tuple[str, bool]]:

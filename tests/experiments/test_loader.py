@@ -28,7 +28,7 @@ training:
   global_batch_size: 8
   lr: 1e-3
 """
-SECTIONS = "base, data, description, evaluation, execution, imports, model, training"
+SECTIONS = "base, data, description, evaluation, execution, imports, model, tracking, training"
 MODEL = (
     "block, d_model, dropout, ffn, head_dim, init, max_seq_len, mixer, n_heads, n_layers, norm, "
     "position, tie_embeddings"

@@ -244,3 +244,14 @@ def test_with_the_callers_list_its_first_number_stops_the_run_and_no_handler_is_
     run = Run(tmp_path, loader.run_id(experiment, 0))
     assert checkpoint.steps(run / "checkpoints") == [1]
     assert json.loads((run / "provenance.json").read_text())["attempts"][0]["sharding"] is None
+
+
+def test_two_processes_are_one_run_in_wandb(tiny_yaml: Path, tmp_path: Path) -> None:
+    training: dict[str, Any] = {"yaml": str(tiny_yaml), "root": str(tmp_path / "runs")}
+    training["environment"] = {"WANDB_MODE": "offline"}
+    assert short(together(tmp_path / "two", training), 0) == [DONE, DONE]
+    run = run_of(tiny_yaml, [], tmp_path / "runs")
+    (folder,) = (run.root / "wandb").glob("offline-run-*")
+    record = read_json(run / "tracking.json")
+    assert (record["state"], record["folder"]) == ("complete", str(folder))
+    assert record["rows"] == len(read_rows(run / "metrics.jsonl"))

@@ -265,7 +265,7 @@ WRONG = {
         "rows: [{label: A, set: {trainin.lr: 1}}]\n",
         [
             "sweep.yaml:2:25: trainin: unknown key 'trainin' — did you mean 'training'? (known: "
-            "base, data, description, evaluation, execution, imports, model, training)"
+            "base, data, description, evaluation, execution, imports, model, tracking, training)"
         ],
     ),
     "a wrong axis is told once, not once per value": (

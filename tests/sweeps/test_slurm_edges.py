@@ -20,13 +20,14 @@ from typing import Any
 
 import pytest
 
-from experiments.record import Run, read_json
+from experiments.record import Run, read_json, read_rows
 from sweeps import scheduler, snapshot
 from tests.command_line import ceteris, files, start
 from tests.conftest import ROOT
 from tests.slurm import PrivateSlurm
 from tests.slurm_conf import version
 from tests.slurm_desk import Desk, jobs_in_queue
+from tests.wandb_server import WandbServer
 
 SLOW = '''
 import os
@@ -382,11 +383,28 @@ def preempted(here: Desk, *, by: str = "sleep 1") -> None:
     here.done("gated")
     for key in ("baseline-0", "baseline-1"):
         assert [a["job"] for a in attempts(here, "gated", key)] == [here.job("gated", key)] * 2
-    here.undisturbed("gated")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "disabled")
+        here.undisturbed("gated")
 
 
-def test_a_preempted_run_makes_room_and_goes_on_as_if_nothing_had_been(here: Desk) -> None:
-    preempted(here)
+def test_a_preempted_run_makes_room_and_goes_on_as_if_nothing_had_been(
+    here: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with WandbServer(tmp_path / "wandb") as server, monkeypatch.context() as patch:
+        for name, value in server.env.items():
+            if name.startswith("WANDB_"):
+                patch.setenv(name, value)
+        patch.delenv("WANDB_MODE")
+        preempted(here)
+        here.until(lambda: any(run.job_type == "summary" for run in server.runs.values()))
+        trained = [run for run in server.runs.values() if run.job_type == "train"]
+        assert len(trained) == 2 and len({run.config["jobs"][0] for run in trained}) == 2
+        for run in trained:  # one run over both starts of its job, with one curve
+            rows = read_rows(here.root / run.config["run"] / "metrics.jsonl")
+            pairs = zip(run.history, rows, strict=True)
+            assert [{key: row[key] for key in ours} for row, ours in pairs] == rows
+            assert (run.state, run.group, run.config["attempts"]) == ("finished", "gated", 2)
 
 
 @pytest.mark.slow
