@@ -6,13 +6,16 @@ a sweep that is a result, marked in its table), 2 usage or configuration, 130 in
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import click
 
@@ -634,7 +637,7 @@ def carry_out(
     say("")
     show_table(manifest.path_of(root, record["name"]), root, as_json)
     if where is not None:
-        say("\n".join(pushing.outcome(root, record, where)))
+        say("\n".join(pushing.outcome(root, record, where, table=not outcome.interrupted)))
     if outcome.interrupted:
         say(f"stopped; nothing is lost. Go on with: python run.py retry {record['name']}{at(root)}")
         sys.exit(130)
@@ -844,6 +847,36 @@ def wandb_commands() -> None:
     """Show runs in wandb: push, report; or read them from there: pull."""
 
 
+def ends_quickly(command: F) -> F:
+    """Exits without wandb's own end, which would wait for a server that is gone."""
+
+    @functools.wraps(command)
+    def carried_out(*args: Any, **kwargs: Any) -> NoReturn:
+        from experiments.record import UserError
+        from experiments.wandb_client import tidy
+
+        code = 1
+        try:
+            code = command(*args, **kwargs) or 0
+        except UserError as error:
+            say("\n".join(f"error: {line}" for line in str(error).splitlines()))
+            code = 2
+        except KeyboardInterrupt:
+            say("interrupted; push again adds what is lacking")
+            code = 130
+        except BrokenPipeError:
+            code = 0
+        except Exception:
+            traceback.print_exc()
+        tidy()
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+    return cast("F", carried_out)
+
+
 def place_options(command: F) -> F:
     entity = click.option("--entity", help="User or team; your own by default.")
     return click.option("--project", help="By default the experiment's.")(entity(command))
@@ -854,21 +887,24 @@ def place_options(command: F) -> F:
 @place_options
 @runs_option
 @json_option
+@ends_quickly
 def wandb_push(
     target: str | None, project: str | None, entity: str | None, root: Path, as_json: bool
-) -> None:
+) -> int:
     """Bring RUN, all of SWEEP with its table, or everything to wandb: what is not there yet."""
     from analysis import wandb_push as pushing
     from experiments.record import Run, UserError, all_ids, find
     from sweeps import manifest
 
     record = scored_sweep(root, target) if target is not None else None
+    wrong: list[str] = []
     if record is not None:
         sweeps, runs = [record], [Run(root, job.id) for job in manifest.jobs(record)]
     elif target is not None:
         sweeps, runs = [], [find(root, target)]
     else:
-        sweeps, runs = manifest.all_of(root)[0], [Run(root, id) for id in all_ids(root)]
+        sweeps, wrong = manifest.all_of(root)
+        runs = [Run(root, id) for id in all_ids(root)]
     begun = [run for run in runs if (run / "provenance.json").exists()]
     if not begun:
         raise UserError(
@@ -885,7 +921,7 @@ def wandb_push(
         say(
             f"error: {len(failed)} of {len(rows)} not pushed whole; push again adds what is lacking"
         )
-    leave_wandb(1 if failed else 0)
+    return 1 if failed or wrong else 0
 
 
 @wandb_commands.command("report")
@@ -893,6 +929,7 @@ def wandb_push(
 @place_options
 @runs_option
 @json_option
+@ends_quickly
 def wandb_report(
     name: str, project: str | None, entity: str | None, root: Path, as_json: bool
 ) -> None:
@@ -904,7 +941,6 @@ def wandb_report(
     record = manifest.load(root, name)
     url = reports.report(root, record, place_of(root, record, project, entity))
     out({"schema": 1, "url": url}) if as_json else click.echo(url)
-    leave_wandb(0)
 
 
 @wandb_commands.command("pull")
@@ -916,6 +952,7 @@ def wandb_report(
 @click.option("--format", "form", type=click.Choice(list(FORMATS)), help="Not for a terminal.")
 @click.option("--out", "target", type=click.Path(path_type=Path, dir_okay=False), help="To a file.")
 @json_option
+@ends_quickly
 def wandb_pull(
     project: str,
     group: str,
@@ -937,14 +974,6 @@ def wandb_pull(
     for note in notes:
         say(note)
     print_table(tables.ablation_table(record, runs), "json" if as_json else form, target)
-    leave_wandb(0)
-
-
-def leave_wandb(code: int) -> None:
-    """Exits without wandb's own end, which would wait for a server that is gone."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def usage(error: click.ClickException) -> str:

@@ -90,22 +90,23 @@ def push(
             return
 
 
-def outcome(root: Path, record: Mapping[str, Any], where: Place) -> list[str]:
-    """Logs a sweep's summary run, and says what became of its runs; never an error."""
+def outcome(root: Path, record: Mapping[str, Any], where: Place, table: bool = True) -> list[str]:
+    """What became of a sweep's runs in wandb, and of its summary run; never an error.
 
-    later = f"python run.py wandb push {record['name']}"
+    Args:
+        table: whether to log the summary run.
+    """
     ids = dict.fromkeys(id for row in record["rows"] for id in row["runs"].values())
     begun = [Run(root, id) for id in ids if (root / id / "provenance.json").exists()]
     records = [known(run) for run in begun]
     whole = sum(r.get("state") == "complete" and not r.get("why") for r in records)
     lines = [f"wandb: {whole} of {len(begun)} runs mirrored {where.mode}"]
-    whys = {str(r["why"]): None for r in records if r.get("why")}
     if whole < len(begun):
-        lines[0] += f" ({'; '.join([*whys][:2]) or 'the others were trained without'})"
-    try:
-        lines.append(f"wandb: table: {summarise(root, record, where)}")
-    except UserError as error:
-        lines.append(f"wandb: no table: {error}")
+        others = (r for r in records if r.get("state") != "complete" or r.get("why"))
+        whys = dict.fromkeys(str(r.get("why") or "trained without, or going on") for r in others)
+        lines[0] += f" ({'; '.join([*whys][:2])})"
+    if table:
+        lines.append(tracking.bring_table(root, record["name"]))
     if whole < len(begun) or where.mode == "offline":
-        lines.append(f"to bring all of it online: {later}")
+        lines.append(f"to bring all of it online: python run.py wandb push {record['name']}")
     return lines

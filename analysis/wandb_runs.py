@@ -225,7 +225,7 @@ def outcome(run: Found, metric: str, records: Mapping[str, Any]) -> results.Run:
     """What came of a run: as its summary says, or for other programs' runs as wandb does."""
     loss, status = at(run.summary, metric), run.summary.get("status")
     reason = run.summary.get("reason") or ""
-    if status not in FINISHED and has_ended(run) and loss is not None:
+    if status is None and has_ended(run) and loss is not None:
         status = "done" if number(loss) else "diverged"
         reason = f"{metric} is {loss}"
     if status == "diverged" or (status == "done" and number(loss)):
@@ -238,7 +238,8 @@ def outcome(run: Found, metric: str, records: Mapping[str, Any]) -> results.Run:
 
 
 def has_ended(run: Found) -> bool:
-    return run.state == "finished" or run.summary.get("status") == "done"
+    status = run.summary.get("status")
+    return run.state == "finished" if status is None else status in FINISHED
 
 
 def number(value: Any) -> bool:

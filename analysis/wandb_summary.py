@@ -29,7 +29,7 @@ PLANNED = ("label", "group", "parameters", "flops_per_token", "mismatch", "runs"
 
 
 def remembered(root: Path, sweep: str) -> dict[str, Any]:
-    """runs/wandb/<sweep>.json: the summary run's id, its newest offline files, and its report."""
+    """runs/wandb/<sweep>.json: the summary run's id, what its offline files hold, its report."""
     path = root / "wandb" / f"{sweep}.json"
     return read_json(path) if path.exists() else {"schema": 1}
 
@@ -40,11 +40,12 @@ def remember(root: Path, sweep: str, **changes: Any) -> dict[str, Any]:
     return known
 
 
-def summarise(root: Path, record: Mapping[str, Any], place: Place) -> str:
+def summarise(root: Path, record: Mapping[str, Any], place: Place, *, patient: bool = True) -> str:
     """Logs the sweep's table and figure as one run, a row for each time that they have changed.
 
     Args:
         record: the sweep's manifest.
+        patient: there is time to wait for the server.
 
     Returns:
         its address, or the folder of its files.
@@ -54,20 +55,21 @@ def summarise(root: Path, record: Mapping[str, Any], place: Place) -> str:
         UserError: a record is damaged.
     """
     with hold_file(root / "wandb" / f"{record['name']}.lock"):
-        return _summarise(root, record, place)
+        return _summarise(root, record, place, patient)
 
 
-def _summarise(root: Path, record: Mapping[str, Any], place: Place) -> str:
+def _summarise(root: Path, record: Mapping[str, Any], place: Place, patient: bool) -> str:
     name = record["name"]
     known = remembered(root, name)
     if "id" not in known:
-        known = remember(root, name, id=f"{name}-summary-{secrets.token_hex(3)}")
-    offline, old = place.mode == "offline", known.get("folder")
+        known = remember(root, name, id=f"{name[:64]}-summary-{secrets.token_hex(3)}")
+    offline, files = place.mode == "offline", client.files_of(root)
+    kept = [folder for some in client.offline_of(files, known["id"]) for folder in some]
     with tempfile.TemporaryDirectory() as folder:
         found = gathered(root, record, Path(folder))
         same = (known.get("digest"), known.get("project")) == (found.digest, place.project)
-        if offline and same and old and Path(old).is_dir():
-            return str(old)
+        if offline and same and kept:
+            return str(kept[0])
         with client.opened(
             place,
             id=known["id"],
@@ -78,6 +80,7 @@ def _summarise(root: Path, record: Mapping[str, Any], place: Place) -> str:
             config={},  # the server's own is compared before it is changed
             notes="\n\n".join((found.table.caption, *found.table.footnotes)),
             folder=root,
+            patient=patient,
         ) as run:
             row = 0 if offline else run.starting_step
             logged = {"digest": found.digest, "rows": row}  # rows: or a refused one would count
@@ -88,10 +91,8 @@ def _summarise(root: Path, record: Mapping[str, Any], place: Place) -> str:
             run.config.update({**found.about, **logged, "rows": row + 1}, allow_val_change=True)
             new = Path(run.settings.sync_dir)
     client.confirm(place, run, row + 1)
-    kept = {"folder": str(new), "digest": found.digest} if offline else {"url": run.url}
-    remember(root, name, **{"folder": None, "digest": None, "project": place.project, **kept})
-    if old and known.get("project") == place.project and Path(old).parent == new.parent != new:
-        client.discard(Path(old))
+    client.settle(files, known["id"], run)
+    remember(root, name, digest=found.digest if offline else None, project=place.project)
     return f"{new if offline else run.url}{found.lacking}"
 
 
@@ -175,16 +176,20 @@ def headline(table: tables.Table) -> dict[str, Any]:
 
 
 def main() -> None:
-    """`python -m analysis.wandb_summary RUNS SWEEP`, by the Slurm job that ends a sweep."""
+    """`python -m analysis.wandb_summary RUNS SWEEP`, for `tracking.bring_table`."""
     root = Path(sys.argv[1])
     code = 0
     try:
         record = read_json(root / "sweeps" / f"{sys.argv[2]}.json")
         where = tracking.place(record["rows"][0]["experiment"].get("tracking"))
-        print(f"wandb: table: {summarise(root, record, where)}" if where else "", flush=True)
+        print(
+            f"wandb: table: {summarise(root, record, where, patient=False)}" if where else "",
+            flush=True,
+        )
     except UserError as error:
         print(f"wandb: no table: {error}", file=sys.stderr, flush=True)
         code = 1
+    client.tidy()
     os._exit(code)  # wandb's own end might wait for its server
 
 

@@ -21,6 +21,7 @@ from experiments.tracking import known, tag
 from experiments.yaml_text import read
 
 SECTIONS = ("model", "data", "training", "evaluation")
+SIZES = ("parameters", "parameters_non_embedding", "flops_per_token")
 ROW = ("match", "mismatch", "parameters", "flops_per_token")
 
 
@@ -62,9 +63,11 @@ def described(run: Run, sweep: str | None = None) -> Described:
         "data_fingerprint": provenance.get("data", {}).get("fingerprint"),
         "description": experiment.get("description") or None,
     }
+    result = read_json(run / "result.json") if (run / "result.json").exists() else {}
+    config |= {key: result[key] for key in SIZES if key in result}
     places = sweeps_with(run)
-    group = sweep or known(run).get("group")
-    group = group if group in places else next(iter(places), None)
+    wanted = sweep or str(known(run).get("group"))
+    group = wanted if wanted in places else next(iter(places), None)
     if group is None:
         notes = str(experiment.get("description") or "")
         return Described(run.id, None, (), notes, config)
@@ -86,7 +89,7 @@ def described(run: Run, sweep: str | None = None) -> Described:
     tags += [f"variant:{row['label']}", *(f"axis:{path}" for path in row["changes"])]
     tags += ["baseline"] * (index == 0)
     return Described(
-        f"{row['label']} s{seed}",
+        f"{row['label'][:100]} s{seed}",
         group,
         tuple(dict.fromkeys(map(tag, tags))),
         str(manifest.get("description") or ""),

@@ -6,8 +6,8 @@ twice, however often it is done and wherever training went on from; the axes to 
 `tokens`, `step` and `seconds`, are logged with each row.
 
 Online, wandb is asked at the end how many rows it has: a refused upload is told in no other way.
-Where it can't be reached the rows go to files in <runs>/wandb, under the same id. A run's files are
-always whole: those of an attempt that was stopped are written anew by the next.
+Where it can't be reached the rows go to files in <runs>/wandb, under the same id. They hold all
+that has not been brought online; those of an attempt that was stopped are written anew.
 """
 
 from __future__ import annotations
@@ -25,15 +25,18 @@ from typing import Any
 
 from experiments import scores
 from experiments.described import described, score_row, score_rows, summary
-from experiments.record import FINISHED, Run, UserError, hold_file, write_atomically
+from experiments.record import Run, UserError, hold_file, write_atomically
 from experiments.tracking import BUSY, Place, known, wandb_id
 from experiments.wandb_client import (
     Unreachable,
     confirm,
-    discard,
-    mark_synced,
+    files_of,
+    kept_rows,
     masked,
+    offline_of,
     opened,
+    settle,
+    tidy,
 )
 
 SCHEMA = 1
@@ -98,8 +101,12 @@ class Mirroring:
     """One run on its way into wandb."""
 
     def __init__(self, run: Run, place: Place, sweep: str | None = None) -> None:
-        self.run, self.place, self.id = run, place, wandb_id(run)
-        self.described = described(run, sweep)
+        self.run, self.place = run, place
+        try:
+            self.id, self.described = wandb_id(run), described(run, sweep)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{run.folder}: a record is damaged ({error!r})") from error
+        before = known(run)
         self.record: dict[str, Any] = {
             "schema": SCHEMA,
             "id": self.id,
@@ -112,6 +119,8 @@ class Mirroring:
             "rows": 0,
             "state": "live",
             "why": None,
+            "online": before.get("online", 0),  # rows that its server has said to have
+            "scores": before.get("scores", []),  # and scores
         }
 
     def note(self, **changes: Any) -> None:
@@ -132,9 +141,8 @@ class Mirroring:
         Raises:
             Unreachable: wandb failed on the way, or has fewer rows than it was given.
         """
-        shown = self.described
-        earlier = known(self.run).get("folder") if place.mode == "offline" else None
-        sent = 0
+        shown, sent = self.described, 0
+        offline, files = place.mode == "offline", files_of(self.run.root)
         with opened(
             place,
             id=self.id,
@@ -148,11 +156,11 @@ class Mirroring:
             patient=pid is None,
             pid=pid,
         ) as session:
-            folder = None if place.mode == "online" else str(Path(session.settings.sync_dir))
+            folder = str(session.settings.sync_dir) if offline else None
             self.note(mode=place.mode, url=session.url, entity=session.entity, folder=folder)
             for kind in AXES:
                 session.define_metric(f"{kind}/*", step_metric="tokens")
-            first = session.starting_step if place.mode == "online" else 0
+            first = self.synced(files) if offline else session.starting_step
             rows, word = Rows(self.run), None
             self.record["rows"] = first
             while word is None:
@@ -163,15 +171,31 @@ class Mirroring:
                         sent, first = sent + 1, number + 1
                 if self.record["rows"] != first:
                     self.note(rows=first)
-            session.summary.update(summary(self.run))
             status = self.run.state
-            if word in ("interrupted", "pushed") and status not in (*FINISHED, "failed"):
+            if status == "running" and word != "pushed":  # who trained it is about to let go
+                status = "interrupted"
+            session.summary.update({"status": status, **summary(self.run)})
+            if word == "interrupted" or (word == "pushed" and status == "interrupted"):
                 session.mark_preempting()  # it is to go on
-            session.finish(exit_code=0 if status == "done" else 1)
-        confirm(place, session, first)
-        if earlier and earlier != folder:
-            discard(Path(earlier))
+            session.finish(exit_code=0 if status in ("done", "running") else 1)
+        confirm(place, session, sent if offline else first)
+        if status == "done" and first > rows.metrics.count:
+            raise Unreachable(
+                f"it has {first} rows of this run, and our record {rows.metrics.count}: some were "
+                "added twice, perhaps by wandb sync; delete the run there and push again"
+            )
+        settle(files, self.id, session)
+        self.record["online"] = max(self.record["online"], 0 if offline else first)
         return sent
+
+    def synced(self, files: Path) -> int:
+        """How many rows have been brought online before: they need not be in new offline files."""
+        file_rows = [
+            sum(kept_rows(file))
+            for folder in offline_of(files, self.id)[1]
+            for file in folder.glob("run-*.wandb")
+        ]
+        return max(self.record["online"], sum(file_rows))
 
 
 def held(run: Run, wait: Callable[[], None]) -> contextlib.AbstractContextManager[None]:
@@ -188,20 +212,17 @@ def push(run: Run, place: Place, sweep: str | None = None) -> int:
     """
 
     def busy() -> None:
-        raise UserError(f"{run.id} is mirrored to wandb right now, as it is trained")
+        raise UserError(f"{run.id} is brought to wandb by another process right now")
 
     with held(run, busy):
         work = Mirroring(run, place, sweep)
-        before = [known(run).get(key) for key in ("folder", "eval_folder")]
         try:
             sent = work.copy(place, {})
             sent += copy_scores(run, place, work)
         except Unreachable as error:
             if work.record["url"]:  # else what is known of it stands
-                work.note(state="stopped", why=str(error))
+                work.note(state="stopped", why=str(error), rows=None)
             raise
-        for folder in filter(None, before if place.mode == "online" else ()):
-            mark_synced(Path(folder))
         work.note(state="complete", why=None)
         return sent
 
@@ -215,9 +236,8 @@ def copy_scores(run: Run, place: Place, work: Mirroring, patient: bool = True) -
     ]
     if not found:
         return 0
-    shown, last = work.described, scores.steps(run)[-1]
+    shown, last, offline = work.described, scores.steps(run)[-1], place.mode == "offline"
     keys = [f"{step}/{name}@{record['fingerprint']}" for step, name, record in found]
-    earlier = known(run).get("eval_folder") if place.mode == "offline" else None
     with opened(
         place,
         id=f"{work.id}-eval",
@@ -229,10 +249,9 @@ def copy_scores(run: Run, place: Place, work: Mirroring, patient: bool = True) -
         folder=run.root,
         patient=patient,
     ) as session:
-        folder = None if place.mode == "online" else str(session.settings.sync_dir)
         session.define_metric("score/*", step_metric="tokens")
-        there = session.config.get("logged") or [] if place.mode == "online" else []
-        first = rows = session.starting_step if place.mode == "online" else 0
+        there = work.record["scores"] if offline else session.config.get("logged") or []
+        first = rows = 0 if offline else session.starting_step
         for key, (step, name, record) in zip(keys, found, strict=True):
             if key not in there:
                 row = {"step": step, "tokens": record["tokens"]} | score_row(name, record)
@@ -241,9 +260,8 @@ def copy_scores(run: Run, place: Place, work: Mirroring, patient: bool = True) -
         session.config.update({"logged": keys}, allow_val_change=True)
         session.summary.update(score_rows(run, last))
     confirm(place, session, rows)
-    if earlier and earlier != folder:
-        discard(Path(earlier))
-    work.record["eval_folder"] = folder
+    settle(files_of(run.root), session.id, session)
+    work.record["scores"] = there if offline else keys
     return rows - first
 
 
@@ -281,7 +299,7 @@ def follow(run: Run, place: Place, facts: Mapping[str, Any], pid: int, words: Fi
                         break
         except Exception as error:  # a mistake of ours, or a full disk
             why = masked(error)
-        work.note(state="stopped", why=why)
+        work.note(state="stopped", why=why, rows=None)
 
 
 def main() -> None:
@@ -294,6 +312,7 @@ def main() -> None:
     run = Run(folder.parent, folder.name)
     with contextlib.suppress(Exception):
         follow(run, Place(**start["place"]), start["facts"], start["pid"], words)
+    tidy()
     os._exit(0)  # whatever of wandb is left might wait for its server for ever
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from components.registry import Closed, Slot, Spec
+from experiments.tracking import LONGEST, misnamed
 
 if TYPE_CHECKING:
     from components.dims import Dims
@@ -135,7 +136,7 @@ class Wandb(Closed):
     """Where wandb shows the run. Each is also wandb's own variable: WANDB_PROJECT, WANDB_ENTITY,
     WANDB_MODE, of which the last wins over the file."""
 
-    project: Annotated[str | None, Field(description="null: ceteris", min_length=1)] = None
+    project: Annotated[str | None, Field(description="null: ceteris")] = None
     entity: Annotated[str | None, Field(description="user or team; null: your own")] = None
     mode: Annotated[
         Literal["online", "offline", "disabled"] | None,
@@ -144,11 +145,10 @@ class Wandb(Closed):
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """As `Experiment.problems`."""
-        for key, value, most in (("project", self.project, 128), ("entity", self.entity, 64)):
-            wrong = sorted({c for c in value or "" if c in "/\\#?%:" or not c.isprintable()})
-            if wrong or len(value or "") > most:
-                why = f"has {' '.join(map(repr, wrong))}" if wrong else f"is longer than {most}"
-                yield f"tracking.wandb.{key}", f"{value!r} {why}, which wandb takes in no name"
+        for key, most in LONGEST.items():
+            value = getattr(self, key)
+            if value is not None and (wrong := misnamed(value, most)):
+                yield f"tracking.wandb.{key}", f"{value!r} {wrong}"
 
 
 class Tracking(Closed):

@@ -5,7 +5,8 @@ that reads what training wrote; training never calls wandb, so nothing that wand
 do, can stop, slow or change a run. What became of the mirror stands in the run's tracking.json:
 
     {"schema": 1, "id", "project", "entity", "group", "mode": online|offline, "url", "folder",
-     "rows": lines of metrics.jsonl that wandb has, "state": live|complete|stopped, "why"}
+     "rows": lines of metrics.jsonl that it was given, "state": live|complete|stopped, "why",
+     "online": lines that its server has said to have, "scores": likewise}
 """
 
 from __future__ import annotations
@@ -24,17 +25,20 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
-from experiments.record import Interrupted, Run, UserError, read_json
+from experiments.record import Interrupted, Run, UserError, read_json, write_json
 
 Mode = Literal["online", "offline"]
 MODES: dict[str, Mode | None] = {"disabled": None}  # as people write WANDB_MODE
 MODES |= {mode: mode for mode in get_args(Mode)} | {"run": "online", "dryrun": "offline"}
 PROJECT = "ceteris"
+LONGEST = {"project": 128, "entity": 64}  # letters
 HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # wandb's own, of old and of now
 LEAVE_SECONDS = {"ended": 20.0}  # that training, which has ended, waits for its mirror at the most
+TABLE_SECONDS = 40.0
 HURRY_SECONDS = 8.0  # and where it was stopped: somebody may be about to kill it
+UNREADABLE = (OSError, ValueError, RuntimeError, netrc.NetrcParseError)  # a person's files
 LONGEST_TAG = 64  # characters
-BUSY = 3  # exit code of a mirror that found another one at work
+BUSY = 113  # exit code of a mirror that found another one at work
 
 
 @dataclass(frozen=True)
@@ -61,38 +65,63 @@ def place(tracking: Mapping[str, Any] | None) -> Place | None:
         raise UserError(f"WANDB_MODE is {variable!r}; set it to online, offline or disabled")
     if os.environ.get("WANDB_DISABLED", "").strip().lower() in ("1", "true", "yes"):
         return None
-    asked = wanted.get("project") is not None or logged_in()
-    mode = MODES[variable or wanted.get("mode") or ("online" if asked else "disabled")]
-    return replace(online(wanted), mode=mode) if mode is not None else None
+    mode = variable or wanted.get("mode")
+    if not mode:
+        mode = "online" if wanted.get("project") is not None or logged_in() else "disabled"
+    where = MODES[mode]
+    return replace(online(wanted), mode=where) if where is not None else None
 
 
 def online(wanted: Mapping[str, Any]) -> Place:
-    """The place that `tracking.wandb` names, whatever its mode."""
-    project = wanted.get("project") or os.environ.get("WANDB_PROJECT") or PROJECT
-    entity = wanted.get("entity") or os.environ.get("WANDB_ENTITY") or None
-    return Place("online", project, entity)
+    """The place that `tracking.wandb` names, whatever its mode.
+
+    Raises:
+        UserError: a variable holds a name that wandb does not take.
+    """
+    found: dict[str, str | None] = {"project": PROJECT, "entity": None}
+    for key, most in LONGEST.items():
+        variable = f"WANDB_{key.upper()}"
+        value = wanted.get(key) or os.environ.get(variable) or found[key]
+        if value is not None and (wrong := misnamed(value, most)):
+            raise UserError(f"{key} {value!r} {wrong}; change it in {variable}, or where it is set")
+        found[key] = value
+    return Place("online", str(found["project"]), found["entity"])
+
+
+def misnamed(name: str, most: int) -> str | None:
+    """Why wandb would not take a project or an entity of this name; None: it would."""
+    if not name.strip() or name != name.strip():
+        return "is blank, or begins or ends with a space"
+    if wrong := sorted({c for c in name if c in "/\\#?%:" or not c.isprintable()}):
+        return f"has {' '.join(map(repr, wrong))}, which wandb takes in no name"
+    return f"is longer than {most} letters" if len(name) > most else None
 
 
 def server() -> str | None:
     """The URL of the wandb server that a variable or `wandb login --host` names; None: wandb's."""
+    if url := os.environ.get("WANDB_BASE_URL"):
+        return url
     settings = configparser.ConfigParser(interpolation=None)
-    home = Path(os.environ.get("WANDB_CONFIG_DIR", Path.home() / ".config" / "wandb"))
-    with contextlib.suppress(configparser.Error, OSError, UnicodeDecodeError):
-        settings.read(home / "settings")
-    stored = settings.get("default", "base_url", fallback=None)
-    return os.environ.get("WANDB_BASE_URL") or stored
+    with contextlib.suppress(*UNREADABLE, configparser.Error):
+        home = os.environ.get("WANDB_CONFIG_DIR") or Path.home() / ".config" / "wandb"
+        settings.read(Path(home, "settings"))
+    return settings.get("default", "base_url", fallback=None)
 
 
 def logged_in() -> bool:
-    """Whether wandb would find a key without asking: a variable, or what `wandb login` wrote."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+    """Whether wandb would find a key without asking: a variable, or what `wandb login` wrote.
+
+    Files that can't be read hold none.
+    """
+    if os.environ.get("WANDB_API_KEY", "").strip() or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    url = server()
-    hosts = (urlsplit(url).netloc,) if url else HOSTS
-    files = (Path.home() / name for name in (".netrc", "_netrc"))
-    for file in [os.environ["NETRC"]] if os.environ.get("NETRC") else files:
-        with contextlib.suppress(netrc.NetrcParseError, OSError):
-            return any(host in netrc.netrc(file).hosts for host in hosts)
+    with contextlib.suppress(*UNREADABLE):
+        url = server()
+        hosts = (urlsplit(url).netloc,) if url else HOSTS
+        own = os.environ.get("NETRC")
+        for file in [Path(own)] if own else [Path.home() / ".netrc", Path.home() / "_netrc"]:
+            if file.is_file():
+                return any(host in netrc.netrc(file).hosts for host in hosts)
     return False
 
 
@@ -111,13 +140,17 @@ def wandb_id(run: Run) -> str:
 
 
 def known(run: Run) -> dict[str, Any]:
-    """The run's tracking.json; empty if there is none."""
-    path = run / "tracking.json"
-    return read_json(path) if path.exists() else {}
+    """The run's tracking.json; empty if there is none, or it is damaged: it is written anew."""
+    with contextlib.suppress(UserError):
+        return read_json(run / "tracking.json")
+    return {}
 
 
 def tag(text: str) -> str:
-    return text if len(text) <= LONGEST_TAG else text[: LONGEST_TAG - 1] + "…"
+    """A tag that wandb takes; two long ones stay apart."""
+    if len(text) <= LONGEST_TAG:
+        return text
+    return f"{text[: LONGEST_TAG - 9]}… {hashlib.blake2b(text.encode(), digest_size=3).hexdigest()}"
 
 
 # --- a mirror while training ---------------------------------------------------------------------
@@ -128,14 +161,12 @@ class Mirror:
 
     def __init__(self, run: Run, place: Place, facts: Mapping[str, Any]) -> None:
         self.run = run
-        code = str(Path(__file__).parent.parent)
-        paths = os.pathsep.join(filter(None, (code, os.environ.get("PYTHONPATH"))))
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", "experiments.mirror"],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": paths},
+            env=environment(),
             start_new_session=True,  # Ctrl-C is for training, which then tells it
         )
         start = {"folder": str(run.folder.resolve()), "place": asdict(place), "pid": os.getpid()}
@@ -160,20 +191,45 @@ class Mirror:
             self.process.communicate()
         if self.process.returncode == BUSY:
             return "wandb: another process mirrors this run, and shows this when the run has ended"
-        return outcome(self.run, f"no answer within {seconds:.0f} s" if late else None)
+        if (record := known(self.run)).get("state") == "live":  # it could not say so itself
+            why = "its process ended without a word"
+            why = f"no answer within {seconds:.0f} s" if late else why
+            with contextlib.suppress(UserError):
+                changed = {**record, "state": "stopped", "why": why, "rows": None}
+                write_json(self.run / "tracking.json", changed)
+        return outcome(self.run)
 
 
-def outcome(run: Run, why: str | None = None) -> str:
-    """What became of a run's mirror, in one line."""
+def environment() -> dict[str, str]:
+    """That of a process which is to find this code."""
+    code = str(Path(__file__).parent.parent)
+    paths = os.pathsep.join(filter(None, (code, os.environ.get("PYTHONPATH"))))
+    return {**os.environ, "PYTHONPATH": paths}
+
+
+def bring_table(root: Path, sweep: str) -> str:
+    """Has a process of its own log a sweep's summary run; what became of it, in one line."""
+    words = [sys.executable, "-P", "-m", "analysis.wandb_summary", str(root), sweep]
     try:
-        record = known(run)
-    except UserError as error:
-        return f"wandb: {error}"
+        done = subprocess.run(
+            words, env=environment(), capture_output=True, text=True, timeout=TABLE_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return f"wandb: no table: no answer within {TABLE_SECONDS:.0f} s"
+    except OSError as error:
+        return f"wandb: no table: {error.strerror}"
+    said = (done.stdout or done.stderr).strip().splitlines()
+    return said[-1] if said else f"wandb: no table: its process ended with {done.returncode}"
+
+
+def outcome(run: Run) -> str:
+    """What became of a run's mirror, in one line."""
+    record = known(run)
     rows = f"{record.get('rows')} rows in {record.get('url') or record.get('folder')}"
     complete = record.get("state") == "complete"
     if complete and not record.get("why"):
         return f"wandb: {rows}"
-    why = why or record.get("why") or "its process ended without a word"
+    why = record.get("why") or "its process could not begin"
     told = f"{rows}, not online: {why}" if complete else f"stopped: {why}"
     return f"wandb: {told}; nothing is lost, later: python run.py wandb push {run.id}"
 

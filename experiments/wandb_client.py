@@ -7,6 +7,7 @@ limits on how long anything may wait for the server.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import re
@@ -34,6 +35,12 @@ PATIENT = {"init_timeout": 60.0, "login_timeout": 20.0, "finish_timeout": 120.0}
 CONNECT_SECONDS = 4.0
 COUNT_TRIES = 5  # looks at what has arrived
 BLOCK = 1 << 15  # bytes
+TEMPORARY = "ceteris-wandb-"
+UNHEARD = (  # WANDB_MODE and WANDB_TAGS are heard elsewhere
+    *("WANDB_MODE", "WANDB_RUN_ID", "WANDB_RESUME", "WANDB_RESUME_FROM", "WANDB_FORK_FROM"),
+    *("WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_NAME", "WANDB_RUN_GROUP"),
+    *("WANDB_JOB_TYPE", "WANDB_SERVICE", "WANDB_LAUNCH"),
+)
 KEYS = re.compile(r"\bwandb_v\d+_\w+|\b[0-9a-f]{40,}\b|(?<=://)[^/@\s]+(?=@)")
 
 
@@ -104,11 +111,11 @@ def opened(
     Raises:
         Unreachable: it can't be begun, or something in the body or at the end fails.
     """
-    parent = Path(os.environ.get("WANDB_DIR") or folder)
-    os.environ.setdefault("WANDB_DATA_DIR", str(parent / "wandb" / "data"))
+    files = files_of(folder)
+    os.environ.setdefault("WANDB_DATA_DIR", str(files / "data"))
     with guarded():
         wandb = imported()
-        (parent / "wandb").mkdir(parents=True, exist_ok=True)
+        files.mkdir(parents=True, exist_ok=True)
         if place.mode == "online":
             reach()
         settings = wandb.Settings(
@@ -128,7 +135,7 @@ def opened(
         )
         try:
             session = wandb.init(
-                dir=str(parent),
+                dir=str(files.parent),
                 project=place.project,
                 entity=place.entity,
                 mode=place.mode,
@@ -136,7 +143,7 @@ def opened(
                 name=name[:128],
                 group=group[:128] if group else None,
                 job_type=job_type,
-                tags=tags,
+                tags=(*tags, *filter(None, os.environ.get("WANDB_TAGS", "").split(","))),
                 notes=notes or None,
                 config=dict(config),
                 resume="allow",
@@ -147,13 +154,15 @@ def opened(
         except BaseException:
             with contextlib.suppress(Exception):
                 wandb.teardown()  # or this id stays taken in this process
-            forget(parent, id)
+            forget(files, id)
             raise
     with guarded():
         try:
+            if session.id != id:
+                raise Unreachable(f"wandb began run {session.id} instead of {id}; push it later")
             yield session
             session.finish()  # unless the body has done so, with a code of its own
-        except BaseException as error:
+        except Exception as error:
             with contextlib.suppress(Exception):
                 session.finish(exit_code=1)
             if isinstance(error, ConnectionError):  # its own process is gone; the next begins anew
@@ -161,17 +170,40 @@ def opened(
                     wandb.teardown()
             raise
         finally:
-            forget(parent, id)
+            forget(files, id)
+
+
+def files_of(folder: Path) -> Path:
+    """Where wandb's files on the runs below `folder` lie; WANDB_DIR says so to any program."""
+    return Path(os.environ.get("WANDB_DIR") or folder).resolve() / "wandb"
 
 
 def imported() -> Any:
-    """The wandb package, told to be quiet; the first import in a process reads its variables."""
+    """The wandb package, told to be quiet, and what it is not to hear; it leaves nothing in /tmp.
+
+    The first import in a process reads its variables. Those that name a run are ours to choose.
+    """
     for name, value in (("WANDB_SILENT", "true"), ("WANDB_ERROR_REPORTING", "false")):
         os.environ.setdefault(name, value)
-    os.environ.pop("WANDB_MODE", None)  # `tracking.place` has heard it
-    import wandb
-
+    for name in UNHEARD:
+        os.environ.pop(name, None)
+    if key := os.environ.get("WANDB_API_KEY"):
+        os.environ["WANDB_API_KEY"] = key.strip()
+    if not Path(tempfile.gettempdir()).name.startswith(TEMPORARY):
+        own = tempfile.mkdtemp(prefix=TEMPORARY)
+        tempfile.tempdir = os.environ["TMPDIR"] = own
+        atexit.register(tidy)
+    try:
+        import wandb
+    except SystemExit as end:
+        raise Unreachable(f"wandb can't be imported: it exits with {end.code}") from None
     return wandb
+
+
+def tidy() -> None:
+    """Removes what wandb left among temporary files; for who ends a process without its end."""
+    if Path(tempfile.gettempdir()).name.startswith(TEMPORARY):
+        shutil.rmtree(tempfile.gettempdir(), ignore_errors=True)
 
 
 def reach() -> None:
@@ -194,15 +226,39 @@ def reach() -> None:
         raise Unreachable(f"{masked(url)} can't be reached ({why})") from None
 
 
-def forget(parent: Path, id: str) -> None:
+def forget(files: Path, id: str) -> None:
     """Removes what the client kept of an online run: what of it did not arrive is in our records,
     and synced besides it would be there twice."""
-    for left in (parent / "wandb").glob(f"run-*-{id}"):
+    for left in files.glob(f"run-*-{id}"):
         shutil.rmtree(left, ignore_errors=True)
+    for link in (files / "latest-run", *files.glob("debug*.log")):
+        if link.is_symlink() and not link.exists():
+            link.unlink(missing_ok=True)
+
+
+def offline_of(files: Path, id: str) -> tuple[list[Path], list[Path]]:
+    """The folders of a run's offline files: those to be synced, and those that are."""
+    found = sorted(files.glob(f"offline-run-*-{id}"))
+    synced = [folder for folder in found if any(folder.glob("*.synced"))]
+    return [folder for folder in found if folder not in synced], synced
+
+
+def settle(files: Path, id: str, session: wandb.Run) -> None:
+    """What becomes of a run's offline files once `session` has it whole.
+
+    Those of an online run are marked as synced, or `wandb sync` would add their rows again; those
+    that another offline run has taken the place of are removed.
+    """
+    for folder in offline_of(files, id)[0]:
+        if not session.offline:
+            for file in folder.glob("run-*.wandb"):
+                file.with_name(f"{file.name}.synced").touch()
+        elif folder.resolve() != Path(session.settings.sync_dir).resolve():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def confirm(place: Place, session: wandb.Run, rows: int) -> None:
-    """Asks the server, or reads in wandb's own file, whether all rows are there.
+    """Asks the server, or reads in wandb's own file, whether as many rows are there.
 
     A refused upload is told in no other way, nor is a disk that was full.
 
@@ -220,7 +276,7 @@ def confirm(place: Place, session: wandb.Run, rows: int) -> None:
                 path = f"{session.entity}/{session.project}/{session.id}"
                 found = int(api(place).run(path).lastHistoryStep) + 1
                 with contextlib.suppress(OSError):  # the reader leaves an empty folder there
-                    os.removedirs(Path(tempfile.gettempdir(), path))
+                    os.removedirs(Path(os.environ.get("WANDB_DIR") or tempfile.gettempdir(), path))
         if found >= rows:
             return
     if rows and place.mode == "offline":
@@ -263,15 +319,3 @@ def api(place: Place) -> wandb.Api:
         wandb = imported()
         reach()
         return wandb.Api(timeout=15, overrides={"entity": place.entity} if place.entity else None)
-
-
-def mark_synced(folder: Path) -> None:
-    """Has `wandb sync` pass over an offline run that was pushed, as it would add its rows again."""
-    for file in folder.glob("run-*.wandb"):
-        file.with_name(f"{file.name}.synced").touch()
-
-
-def discard(folder: Path) -> None:
-    """Removes files of an offline run that others have taken the place of, unless synced since."""
-    if folder.name.startswith("offline-run-") and not any(folder.glob("*.synced")):
-        shutil.rmtree(folder, ignore_errors=True)

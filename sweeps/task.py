@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -38,7 +37,6 @@ WARNING = signal.SIGUSR2
 TO_BE_ENDED_SECONDS = 150.0  # Slurm ends a job KillWait (30 s) after SIGTERM, unless told otherwise
 SCONTROL_TRIES = 5
 LOST_SECONDS = 900.0
-TABLE_SECONDS = 90.0
 
 
 @dataclass(frozen=True)
@@ -126,14 +124,12 @@ class Task:
         """The job that ends a sweep brings its table to wandb, where its runs are mirrored."""
         if int(os.environ.get("SLURM_PROCID", "0")) != 0:
             return
-        with contextlib.suppress(UserError, OSError, subprocess.SubprocessError):
+        with contextlib.suppress(UserError):
             record = manifest.load(Path(self.root), self.sweep)
             where = tracking.place(record["rows"][0]["experiment"].get("tracking"))
             jobs = manifest.jobs(record)
             if where is not None and all(manifest.finished(Path(self.root), j) for j in jobs):
-                words = ["-P", "-m", "analysis.wandb_summary", self.root, self.sweep]
-                code = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-                subprocess.run([sys.executable, *words], env=code, timeout=TABLE_SECONDS)
+                print(tracking.bring_table(Path(self.root), self.sweep), file=sys.stderr)
 
     @property
     def finished(self) -> bool:

@@ -220,6 +220,47 @@ def test_rows_missing_in_wandbs_own_file_are_told(tmp_path: Path, here: Desk) ->
         wandb_client.confirm(tracking.Place("offline", "lab"), session, len(here.rows))
 
 
+def synced(folder: Path) -> None:
+    words = [sys.executable, "-m", "wandb", "sync", str(folder)]
+    assert subprocess.run(words, capture_output=True).returncode == 0
+
+
+def test_part_offline_then_online_then_a_sync_of_everything_adds_no_row(
+    here: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    process = start("train", here.gated, "--runs", here.root, "execution.checkpoint_minutes=0")
+    here.held()
+    process.send_signal(signal.SIGTERM)
+    here.gate.touch()
+    process.communicate(timeout=PATIENCE)
+    here.server.key = "e" * 40  # so that a push fails, and what is offline is still known after
+    assert here.push().code == 2
+    here.server.key = KEY
+    shutil.copytree(here.root, here.folder / "copy", symlinks=True)
+    monkeypatch.delenv("WANDB_MODE")
+    assert here.train().code == 0
+    here.in_wandb()
+    synced(here.root / "wandb")
+    here.in_wandb()
+    (kept,) = (here.root / "wandb").glob("offline-run-*")
+    # a copied folder has its own files, and leaves these alone
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    done = ceteris("train", here.gated, "--runs", here.folder / "copy")
+    assert done.code == 0 and kept.is_dir(), done.err
+    (own,) = (here.folder / "copy" / "wandb").glob("offline-run-*")
+    assert len(inspected(own)) == len(here.rows)
+
+
+def test_rows_that_others_added_are_told(here: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    here.gate.touch()
+    assert here.train().code == 0
+    (stored,) = here.server.runs.values()
+    stored.history.append({**stored.history[-1], "_step": len(here.rows)})
+    told = here.push()
+    assert told.code == 2 and "20 rows of this run, and our record 19" in told.err
+
+
 def inspected(folder: Path) -> list[dict[str, Any]]:
     """An offline run's rows by wandb's own reader."""
     words = [sys.executable, "-m", "wandb", "leet", "inspect", str(folder), "--json"]
@@ -257,7 +298,8 @@ def test_a_run_that_goes_on_behind_its_last_row_is_one_curve(here: Desk, checkpo
     (stored,) = here.server.runs.values()
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    until(lambda: stored.state == "failed")  # its mirror says so at once
+    until(lambda: here.tracked()["state"] == "complete")  # its mirror ends with it
+    assert stored.state == "failed"
     before = [clean(row) for row in stored.history]
     assert before == here.rows and before[-1]["step"] == 12
     for newest in sorted((here.run / "checkpoints").glob("step-*"))[-1:]:
@@ -432,6 +474,54 @@ def test_whether_and_where_a_run_is_mirrored(
     assert (place and (place.mode, place.project)) == expected
 
 
+ODD: list[dict[str, str]] = [
+    {"NETRC": "damaged"},
+    {"WANDB_BASE_URL": "http://[bad"},
+    {"WANDB_CONFIG_DIR": "config"},
+]
+
+
+@pytest.mark.parametrize("variables", ODD, ids=lambda v: next(iter(v)))
+def test_a_login_that_cannot_be_read_is_none(
+    variables: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "damaged").write_bytes(b"machine caf\xe9.org login a password b\n")
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "settings").write_bytes(b"[default\nbase_url = \xff")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert tracking.place({}) is None
+    assert tracking.place({"wandb": {"mode": "disabled"}}) is None
+
+
+def test_variables_that_name_a_run_are_ours_to_choose(
+    here: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_RUN_GROUP", "WANDB_NAME"):
+        monkeypatch.setenv(name, "other")
+    monkeypatch.setenv("WANDB_RESUME", "must")
+    monkeypatch.setenv("WANDB_TAGS", "mine")
+    monkeypatch.setenv("WANDB_API_KEY", f" {KEY}\n")
+    here.gate.touch()
+    assert here.train().code == 0
+    here.in_wandb()
+    (stored,) = here.server.runs.values()
+    assert (stored.id, stored.project) == (here.tracked()["id"], "ceteris")
+    assert (stored.group, stored.name, stored.tags) == ("", here.run.id, ["mine"])
+
+
+@pytest.mark.parametrize("damage", ['{"a"', "[1]", '{"group": {}, "online": 0}'])
+def test_a_damaged_tracking_record_is_written_anew(here: Desk, damage: str) -> None:
+    here.gate.touch()
+    assert here.train("tracking.wandb.mode=disabled").code == 0
+    (here.run / "tracking.json").write_text(damage)
+    assert here.push().code == 0
+    here.in_wandb()
+
+
 def test_a_mode_that_is_none_is_told_before_anything_runs(
     here: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -443,7 +533,7 @@ def test_a_mode_that_is_none_is_told_before_anything_runs(
         tracking.place({})
 
 
-@pytest.mark.parametrize("name", ["a/b", "why?", "a" * 129])
+@pytest.mark.parametrize("name", ["a/b", "why?", "a" * 129, "' '"])
 def test_a_project_that_wandb_refuses_is_told_with_its_place(here: Desk, name: str) -> None:
     told = here.train(f"tracking.wandb.project={name}")
     assert told.code == 2 and "tracking.wandb.project" in told.err
