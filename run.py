@@ -866,7 +866,7 @@ def ends_quickly(command: F) -> F:
             code = 130
         except BrokenPipeError:
             code = 0
-        except Exception:
+        except Exception:  # a mistake of ours
             traceback.print_exc()
         tidy()
         with contextlib.suppress(OSError):
@@ -893,6 +893,7 @@ def wandb_push(
 ) -> int:
     """Bring RUN, all of SWEEP with its table, or everything to wandb: what is not there yet."""
     from analysis import wandb_push as pushing
+    from components.registry import did_you_mean
     from experiments.record import Run, UserError, all_ids, find
     from sweeps import manifest
 
@@ -901,6 +902,9 @@ def wandb_push(
     if record is not None:
         sweeps, runs = [record], [Run(root, job.id) for job in manifest.jobs(record)]
     elif target is not None:
+        known = sorted(path.stem for path in (root / "sweeps").glob("*.json"))
+        if (hint := did_you_mean(target, known)) and target not in all_ids(root):
+            raise UserError(f"no sweep '{target}' in {root}{hint}")
         sweeps, runs = [], [find(root, target)]
     else:
         sweeps, wrong = manifest.all_of(root)
@@ -921,6 +925,8 @@ def wandb_push(
         say(
             f"error: {len(failed)} of {len(rows)} not pushed whole; push again adds what is lacking"
         )
+    for line in wrong:
+        say(f"error: {line}")
     return 1 if failed or wrong else 0
 
 

@@ -40,7 +40,7 @@ def report(root: Path, record: Mapping[str, Any], place: Place) -> str:
     manifest = results.read_manifest(root / "sweeps" / f"{name}.json")
     table = tables.ablation_table(manifest, results.read_runs(manifest, root))
     api = client.api(place)
-    with client.guarded(f"no report of '{name}'"):
+    with client.guarded(f"no report (is the sweep pushed? run.py wandb push {name})"):
         entity = str(place.entity or api.default_entity)
         page = earlier(remembered(root, name).get("report"), entity, place.project)
         kept = notes(page) if page else []

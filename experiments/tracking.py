@@ -33,9 +33,9 @@ MODES |= {mode: mode for mode in get_args(Mode)} | {"run": "online", "dryrun": "
 PROJECT = "ceteris"
 LONGEST = {"project": 128, "entity": 64}  # letters
 HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # wandb's own, of old and of now
-LEAVE_SECONDS = {"ended": 20.0}  # that training, which has ended, waits for its mirror at the most
-TABLE_SECONDS = 40.0
+LEAVE_SECONDS = 20.0  # that training, which has ended, waits for its mirror at the most
 HURRY_SECONDS = 8.0  # and where it was stopped: somebody may be about to kill it
+TABLE_SECONDS = 40.0
 UNREADABLE = (OSError, ValueError, RuntimeError, netrc.NetrcParseError)  # a person's files
 LONGEST_TAG = 64  # characters
 BUSY = 113  # exit code of a mirror that found another one at work
@@ -181,7 +181,7 @@ class Mirror:
     def end(self, word: str) -> str:
         """Waits until it has told wandb the end, not for ever; what became of it, in one line."""
         self.tell(word)
-        late, seconds = False, LEAVE_SECONDS.get(word, HURRY_SECONDS)
+        late, seconds = False, LEAVE_SECONDS if word == "ended" else HURRY_SECONDS
         try:
             self.process.wait(seconds)
         except subprocess.TimeoutExpired:

@@ -77,7 +77,7 @@ def train(
     """
     run = Run(root, run_id(experiment, seed))
     check_directory(run, experiment)
-    shown = tracking.place(experiment.tracking.model_dump())
+    mirror_to = tracking.place(experiment.tracking.model_dump())
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     known = alone and (run / "result.json").exists()
     if known and not scores.lacking(run, experiment.evaluation.model_dump()):
@@ -101,7 +101,7 @@ def train(
                         "parameters_non_embedding": training.counts.non_embedding,
                         "flops_per_token": training.counts.flops_per_token,
                     }
-                with tracking.mirrored(run, shown if main else None, facts, line.say):
+                with tracking.mirrored(run, mirror_to if main else None, facts, line.say):
                     if training is not None:
                         result = training.run_all(caught)
                     assert result is not None

@@ -87,13 +87,13 @@ class Desk:
     def rows(self) -> list[dict[str, Any]]:
         return read_rows(self.run / "metrics.jsonl")
 
-    def whole(self, done: Outcome | None = None) -> None:
+    def whole(self, done: Outcome | None = None, *words: str) -> None:
         """The run is done, and its record is what it would be without wandb."""
         assert done is None or (done.code == 0 and "val/loss" in done.out), done
         assert self.run.state == "done"
         plain = self.folder / "plain"
         os.environ["WANDB_MODE"] = "disabled"
-        assert ceteris("train", self.gated, "--runs", plain).code == 0
+        assert ceteris("train", self.gated, "--runs", plain, *words).code == 0
         del os.environ["WANDB_MODE"]
         theirs = (plain / self.run.id / "metrics.jsonl").read_bytes()
         assert (self.run / "metrics.jsonl").read_bytes() == theirs
@@ -345,23 +345,25 @@ def failing(what: str, how: int | str, times: int | None = None) -> Callable[[Wa
 
 
 slow = pytest.mark.slow
+LAST = "training.schedule.at=39"  # the gate stands before the last step
 MIDWAY = [  # what happens to the server, and whether all arrives nevertheless
-    pytest.param(gone, False, id="gone"),
-    pytest.param(failing("file_stream", "hang"), False, id="silent", marks=slow),
-    pytest.param(failing("file_stream", 401), False, id="401"),
-    pytest.param(failing("file_stream", 404), False, id="404", marks=slow),
-    pytest.param(failing("file_stream", 429, 1), True, id="429 for a while"),
-    pytest.param(failing("file_stream", 500, 1), True, id="500 for a while", marks=slow),
-    pytest.param(failing("file_stream", 500), False, id="500", marks=slow),
+    pytest.param([], gone, False, id="gone"),
+    pytest.param([LAST], gone, False, id="gone at the end", marks=slow),
+    pytest.param([], failing("file_stream", "hang"), False, id="silent", marks=slow),
+    pytest.param([], failing("file_stream", 401), False, id="401"),
+    pytest.param([], failing("file_stream", 404), False, id="404", marks=slow),
+    pytest.param([], failing("file_stream", 429, 1), True, id="429 for a while"),
+    pytest.param([], failing("file_stream", 500, 1), True, id="500 for a while", marks=slow),
+    pytest.param([], failing("file_stream", 500), False, id="500", marks=slow),
 ]
 
 
-@pytest.mark.parametrize(("fail", "arrives"), MIDWAY)
+@pytest.mark.parametrize(("words", "fail", "arrives"), MIDWAY)
 def test_a_server_that_fails_midway_costs_the_run_nothing(
-    here: Desk, fail: Callable[[WandbServer], None], arrives: bool
+    here: Desk, words: list[str], fail: Callable[[WandbServer], None], arrives: bool
 ) -> None:
-    done = here.meanwhile(lambda: fail(here.server))
-    here.whole(done)
+    done = here.meanwhile(lambda: fail(here.server), *words)
+    here.whole(done, *words)
     record = here.tracked()
     assert (record["state"] == "complete") == arrives, record
     assert arrives or (record["why"] and record["why"] in done.err and "wandb push" in done.err)

@@ -405,6 +405,8 @@ def test_a_preempted_run_makes_room_and_goes_on_as_if_nothing_had_been(
             pairs = zip(run.history, rows, strict=True)
             assert [{key: row[key] for key in ours} for row, ours in pairs] == rows
             assert (run.state, run.group, run.config["attempts"]) == ("finished", "gated", 2)
+        told = [path.read_bytes() for path in here.folder.rglob("*") if path.is_file()]
+        assert len(told) > 100 and not any(server.key.encode() in text for text in told)
 
 
 @pytest.mark.slow

@@ -130,6 +130,7 @@ def test_a_sweep_of_twelve_runs(server: WandbServer) -> None:
     assert there.out == disk.out and "tiny_choice" in disk.out
 
 
+@pytest.mark.slow
 def test_scores_that_are_added_later_are_pushed_and_a_second_sweep_has_its_tag(
     server: WandbServer, tiny_yaml: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,6 +161,7 @@ def test_scores_that_are_added_later_are_pushed_and_a_second_sweep_has_its_tag(
     assert pulled.out == command("table", "second", "--format", "csv").out
 
 
+@pytest.mark.slow
 def test_a_sweep_whose_server_is_gone_is_done_and_says_how_to_push(server: WandbServer) -> None:
     server.stop()
     write_small = json.loads(Path("small.yaml").read_text())
