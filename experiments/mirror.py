@@ -26,7 +26,7 @@ from typing import Any
 from experiments import scores
 from experiments.described import described, score_row, score_rows, summary
 from experiments.record import Run, UserError, hold_file, write_atomically
-from experiments.tracking import BUSY, Place, known, wandb_id
+from experiments.tracking import BUSY, Place, known, stopped, wandb_id
 from experiments.wandb_client import (
     Unreachable,
     confirm,
@@ -282,8 +282,12 @@ def follow(run: Run, place: Place, facts: Mapping[str, Any], pid: int, words: Fi
             os._exit(BUSY)
 
     with held(run, wait_for_another):
-        work = Mirroring(run, place)
         why, where = None, place
+        try:
+            work = Mirroring(run, place)
+        except UserError as error:
+            stopped(run, str(error))
+            return
         try:
             for _ in range(TRIES):
                 try:
@@ -310,10 +314,12 @@ def main() -> None:
     start = json.loads(words.readline())
     folder = Path(start["folder"])
     run = Run(folder.parent, folder.name)
+    code = 1
     with contextlib.suppress(Exception):
         follow(run, Place(**start["place"]), start["facts"], start["pid"], words)
+        code = 0
     tidy()
-    os._exit(0)  # whatever of wandb is left might wait for its server for ever
+    os._exit(code)  # whatever of wandb is left might wait for its server for ever
 
 
 if __name__ == "__main__":

@@ -146,6 +146,13 @@ def known(run: Run) -> dict[str, Any]:
     return {}
 
 
+def stopped(run: Run, why: str) -> None:
+    """Writes into a run's tracking.json why it is not all in wandb, for who could not."""
+    with contextlib.suppress(UserError):  # a full disk: the line that is said has it too
+        record = {"schema": 1, **known(run), "state": "stopped", "why": why, "rows": None}
+        write_json(run / "tracking.json", record)
+
+
 def tag(text: str) -> str:
     """A tag that wandb takes; two long ones stay apart."""
     if len(text) <= LONGEST_TAG:
@@ -191,12 +198,10 @@ class Mirror:
             self.process.communicate()
         if self.process.returncode == BUSY:
             return "wandb: another process mirrors this run, and shows this when the run has ended"
-        if (record := known(self.run)).get("state") == "live":  # it could not say so itself
+        if self.process.returncode != 0:  # it could not say so itself
             why = "its process ended without a word"
             why = f"no answer within {seconds:.0f} s" if late else why
-            with contextlib.suppress(UserError):
-                changed = {**record, "state": "stopped", "why": why, "rows": None}
-                write_json(self.run / "tracking.json", changed)
+            stopped(self.run, why)
         return outcome(self.run)
 
 
