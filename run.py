@@ -11,6 +11,7 @@ import functools
 import json
 import os
 import shlex
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Collection
@@ -855,24 +856,29 @@ def ends_quickly(command: F) -> F:
         from experiments.record import UserError
         from experiments.wandb_client import tidy
 
-        code = 1
+        def leave(code: int) -> NoReturn:
+            tidy()
+            with contextlib.suppress(OSError):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(code)
+
+        def interrupted(*_: object) -> NoReturn:
+            say("interrupted; the same again does what is lacking")
+            leave(130)
+
+        signal.signal(signal.SIGINT, interrupted)  # at once: wandb waits for its server else
         try:
             code = command(*args, **kwargs) or 0
         except UserError as error:
             say("\n".join(f"error: {line}" for line in str(error).splitlines()))
             code = 2
-        except KeyboardInterrupt:
-            say("interrupted; push again adds what is lacking")
-            code = 130
         except BrokenPipeError:
             code = 0
         except Exception:  # a mistake of ours
             traceback.print_exc()
-        tidy()
-        with contextlib.suppress(OSError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
+            code = 1
+        leave(code)
 
     return cast("F", carried_out)
 

@@ -57,11 +57,15 @@ def push(
     Raises:
         UserError: wandb can't be reached at all.
     """
-    group = sweeps[0]["name"] if len(sweeps) == 1 else None
     root, failures, done = runs[0].root, 0, 0
+    sweep = sweeps[0] if len(sweeps) == 1 else None  # all of one goes to one place
+    group = sweep["name"] if sweep else None
 
     def one(run: Run) -> tuple[int, str]:
-        place = _place(run, read(run / "experiment.yaml").data, project, entity)
+        if sweep and run.id in {id for row in sweep["rows"] for id in row["runs"].values()}:
+            place = place_of(root, sweep, project, entity)
+        else:
+            place = _place(run, read(run / "experiment.yaml").data, project, entity)
         return push_run(run, place, group), str(known(run).get("url"))
 
     def summary(record: Mapping[str, Any]) -> tuple[int, str]:

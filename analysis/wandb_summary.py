@@ -31,7 +31,8 @@ PLANNED = ("label", "group", "parameters", "flops_per_token", "mismatch", "runs"
 def remembered(root: Path, sweep: str) -> dict[str, Any]:
     """runs/wandb/<sweep>.json: the summary run's id, what its offline files hold, its report."""
     path = root / "wandb" / f"{sweep}.json"
-    return read_json(path) if path.exists() else {"schema": 1}
+    known = read_json(path) if path.exists() else {}
+    return {"schema": 1, **known} if isinstance(known.get("id", ""), str) else {"schema": 1}
 
 
 def remember(root: Path, sweep: str, **changes: Any) -> dict[str, Any]:
@@ -90,9 +91,12 @@ def _summarise(root: Path, record: Mapping[str, Any], place: Place, patient: boo
             run.summary.update(headline(found.table))
             run.config.update({**found.about, **logged, "rows": row + 1}, allow_val_change=True)
             new = Path(run.settings.sync_dir)
+            if offline and (known.get("online") or client.offline_of(files, known["id"])[1]):
+                client.leave_to_push(run)
     client.confirm(place, run, row + 1)
     client.settle(files, known["id"], run)
-    remember(root, name, digest=found.digest if offline else None, project=place.project)
+    changes = {"digest": found.digest} if offline else {"digest": None, "online": True}
+    remember(root, name, project=place.project, **changes)
     return f"{new if offline else run.url}{found.lacking}"
 
 

@@ -6,13 +6,15 @@ twice, however often it is done and wherever training went on from; the axes to 
 `tokens`, `step` and `seconds`, are logged with each row.
 
 Online, wandb is asked at the end how many rows it has: a refused upload is told in no other way.
-Where it can't be reached the rows go to files in <runs>/wandb, under the same id. They hold all
-that has not been brought online; those of an attempt that was stopped are written anew.
+Where it can't be reached the rows go to files in <runs>/wandb, under the same id. A run's files
+are always whole: those of an attempt that was stopped are written anew by the next. `wandb sync`
+adds all rows of a file, so it is kept from those of a run that has been online: `push` is for them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import select
@@ -31,7 +33,7 @@ from experiments.wandb_client import (
     Unreachable,
     confirm,
     files_of,
-    kept_rows,
+    leave_to_push,
     masked,
     offline_of,
     opened,
@@ -119,8 +121,7 @@ class Mirroring:
             "rows": 0,
             "state": "live",
             "why": None,
-            "online": before.get("online", 0),  # rows that its server has said to have
-            "scores": before.get("scores", []),  # and scores
+            "online": bool(before.get("online")),  # whether it ever was
         }
 
     def note(self, **changes: Any) -> None:
@@ -157,10 +158,13 @@ class Mirroring:
             pid=pid,
         ) as session:
             folder = str(session.settings.sync_dir) if offline else None
+            self.record["online"] |= not offline
             self.note(mode=place.mode, url=session.url, entity=session.entity, folder=folder)
+            if offline and (self.record["online"] or offline_of(files, self.id)[1]):
+                leave_to_push(session)
             for kind in AXES:
                 session.define_metric(f"{kind}/*", step_metric="tokens")
-            first = self.synced(files) if offline else session.starting_step
+            first = 0 if offline else session.starting_step
             rows, word = Rows(self.run), None
             self.record["rows"] = first
             while word is None:
@@ -178,24 +182,14 @@ class Mirroring:
             if word == "interrupted" or (word == "pushed" and status == "interrupted"):
                 session.mark_preempting()  # it is to go on
             session.finish(exit_code=0 if status in ("done", "running") else 1)
-        confirm(place, session, sent if offline else first)
+        confirm(place, session, first)
         if status == "done" and first > rows.metrics.count:
-            raise Unreachable(
-                f"it has {first} rows of this run, and our record {rows.metrics.count}: some were "
-                "added twice, perhaps by wandb sync; delete the run there and push again"
+            raise UserError(
+                f"{self.id} has {first} rows in wandb, and our record {rows.metrics.count}: some "
+                "are of others, or of an attempt that logged more; delete it there and push again"
             )
         settle(files, self.id, session)
-        self.record["online"] = max(self.record["online"], 0 if offline else first)
         return sent
-
-    def synced(self, files: Path) -> int:
-        """How many rows have been brought online before: they need not be in new offline files."""
-        file_rows = [
-            sum(kept_rows(file))
-            for folder in offline_of(files, self.id)[1]
-            for file in folder.glob("run-*.wandb")
-        ]
-        return max(self.record["online"], sum(file_rows))
 
 
 def held(run: Run, wait: Callable[[], None]) -> contextlib.AbstractContextManager[None]:
@@ -237,7 +231,7 @@ def copy_scores(run: Run, place: Place, work: Mirroring, patient: bool = True) -
     if not found:
         return 0
     shown, last, offline = work.described, scores.steps(run)[-1], place.mode == "offline"
-    keys = [f"{step}/{name}@{record['fingerprint']}" for step, name, record in found]
+    keys = [f"{step}/{name}@{digest(record)}" for step, name, record in found]
     with opened(
         place,
         id=f"{work.id}-eval",
@@ -250,7 +244,10 @@ def copy_scores(run: Run, place: Place, work: Mirroring, patient: bool = True) -
         patient=patient,
     ) as session:
         session.define_metric("score/*", step_metric="tokens")
-        there = work.record["scores"] if offline else session.config.get("logged") or []
+        files = files_of(run.root)
+        if offline and (work.record["online"] or offline_of(files, session.id)[1]):
+            leave_to_push(session)
+        there = [] if offline else session.config.get("logged") or []
         first = rows = 0 if offline else session.starting_step
         for key, (step, name, record) in zip(keys, found, strict=True):
             if key not in there:
@@ -260,9 +257,14 @@ def copy_scores(run: Run, place: Place, work: Mirroring, patient: bool = True) -
         session.config.update({"logged": keys}, allow_val_change=True)
         session.summary.update(score_rows(run, last))
     confirm(place, session, rows)
-    settle(files_of(run.root), session.id, session)
-    work.record["scores"] = there if offline else keys
+    settle(files, session.id, session)
     return rows - first
+
+
+def digest(record: Mapping[str, Any]) -> str:
+    """Another one where a task was scored anew, with another outcome."""
+    text = json.dumps(record["metrics"], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
 # --- the process beside training -----------------------------------------------------------------
@@ -293,7 +295,7 @@ def follow(run: Run, place: Place, facts: Mapping[str, Any], pid: int, words: Fi
                 try:
                     work.copy(where, facts, pid, wait)
                     copy_scores(run, where, work, patient=False)
-                    work.note(state="complete", why=why)
+                    work.note(state="complete", why=why if where != place else None)
                     return
                 except Unreachable as error:
                     why = str(error)

@@ -6,7 +6,7 @@ do, can stop, slow or change a run. What became of the mirror stands in the run'
 
     {"schema": 1, "id", "project", "entity", "group", "mode": online|offline, "url", "folder",
      "rows": lines of metrics.jsonl that it was given, "state": live|complete|stopped, "why",
-     "online": lines that its server has said to have, "scores": likewise}
+     "online": whether it was ever begun there}
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ import hashlib
 import json
 import netrc
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -38,6 +40,7 @@ HURRY_SECONDS = 8.0  # and where it was stopped: somebody may be about to kill i
 TABLE_SECONDS = 40.0
 UNREADABLE = (OSError, ValueError, RuntimeError, netrc.NetrcParseError)  # a person's files
 LONGEST_TAG = 64  # characters
+TEMPORARY = "ceteris-wandb-"  # folders of temporary files
 BUSY = 113  # exit code of a mirror that found another one at work
 
 
@@ -141,9 +144,11 @@ def wandb_id(run: Run) -> str:
 
 def known(run: Run) -> dict[str, Any]:
     """The run's tracking.json; empty if there is none, or it is damaged: it is written anew."""
+    record: dict[str, Any] = {}
     with contextlib.suppress(UserError):
-        return read_json(run / "tracking.json")
-    return {}
+        record = read_json(run / "tracking.json")
+    words = ("project", "entity", "group", "state", "why", "url", "folder")
+    return record if all(isinstance(record.get(w), str | None) for w in words) else {}
 
 
 def stopped(run: Run, why: str) -> None:
@@ -168,12 +173,13 @@ class Mirror:
 
     def __init__(self, run: Run, place: Place, facts: Mapping[str, Any]) -> None:
         self.run = run
+        self.temporary = tempfile.mkdtemp(prefix=TEMPORARY)  # ours to remove, should it be killed
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", "experiments.mirror"],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env=environment(),
+            env={**environment(), "TMPDIR": self.temporary},
             start_new_session=True,  # Ctrl-C is for training, which then tells it
         )
         start = {"folder": str(run.folder.resolve()), "place": asdict(place), "pid": os.getpid()}
@@ -196,6 +202,7 @@ class Mirror:
         finally:
             self.process.kill()
             self.process.communicate()
+            shutil.rmtree(self.temporary, ignore_errors=True)
         if self.process.returncode == BUSY:
             return "wandb: another process mirrors this run, and shows this when the run has ended"
         if self.process.returncode != 0:  # it could not say so itself

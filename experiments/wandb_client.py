@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from experiments.record import UserError
-from experiments.tracking import Place, logged_in, server
+from experiments.tracking import TEMPORARY, Place, logged_in, server
 
 if TYPE_CHECKING:
     import wandb
@@ -35,7 +35,6 @@ PATIENT = {"init_timeout": 60.0, "login_timeout": 20.0, "finish_timeout": 120.0}
 CONNECT_SECONDS = 4.0
 COUNT_TRIES = 5  # looks at what has arrived
 BLOCK = 1 << 15  # bytes
-TEMPORARY = "ceteris-wandb-"
 UNHEARD = (  # WANDB_MODE and WANDB_TAGS are heard elsewhere
     *("WANDB_MODE", "WANDB_RUN_ID", "WANDB_RESUME", "WANDB_RESUME_FROM", "WANDB_FORK_FROM"),
     *("WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_NAME", "WANDB_RUN_GROUP"),
@@ -151,7 +150,7 @@ def opened(
                 reinit="create_new",
                 settings=settings,
             )
-        except BaseException:
+        except Exception:
             with contextlib.suppress(Exception):
                 wandb.teardown()  # or this id stays taken in this process
             forget(files, id)
@@ -215,7 +214,10 @@ def reach() -> None:
     if not logged_in():
         raise Unreachable("not logged in to wandb; run: wandb login (or set WANDB_API_KEY)")
     url = server() or str(imported().Settings().base_url)
-    to = urlsplit(url)
+    try:
+        to = urlsplit(url)
+    except ValueError:
+        raise Unreachable(f"{masked(url)} is no server's address; mend WANDB_BASE_URL") from None
     if to.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(to.netloc):
         return  # only the proxy can tell
     try:
@@ -243,17 +245,26 @@ def offline_of(files: Path, id: str) -> tuple[list[Path], list[Path]]:
     return [folder for folder in found if folder not in synced], synced
 
 
+def leave_to_push(session: wandb.Run) -> None:
+    """Has `wandb sync` pass over an offline run: what of it is online would be there twice."""
+    file = Path(session.settings.sync_file)
+    file.with_name(f"{file.name}.synced").touch()
+
+
 def settle(files: Path, id: str, session: wandb.Run) -> None:
     """What becomes of a run's offline files once `session` has it whole.
 
     Those of an online run are marked as synced, or `wandb sync` would add their rows again; those
     that another offline run has taken the place of are removed.
     """
-    for folder in offline_of(files, id)[0]:
-        if not session.offline:
-            for file in folder.glob("run-*.wandb"):
-                file.with_name(f"{file.name}.synced").touch()
-        elif folder.resolve() != Path(session.settings.sync_dir).resolve():
+    open_ones, synced = offline_of(files, id)
+    if not session.offline:
+        for file in (file for folder in open_ones for file in folder.glob("run-*.wandb")):
+            file.with_name(f"{file.name}.synced").touch()
+        return
+    for folder in (*open_ones, *synced):
+        own = folder.resolve() == Path(session.settings.sync_dir).resolve()
+        if not own and not any(folder.glob("*.syncstate")):  # which `wandb sync` itself leaves
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -169,7 +169,8 @@ def test_offline_the_newest_files_take_the_place_of_the_earlier(act: Act, root: 
     write_run(root / "0000000003-s0", 0, 4.2)
     second = Path(act(LOG, "offline"))
     assert second.is_dir() and not first.exists()
-    (second / f"run-{second.name.split('-', 3)[-1]}.wandb.synced").touch()
+    for mark in ("synced", "syncstate"):  # as `wandb sync` leaves them
+        (second / f"run-{second.name.split('-', 3)[-1]}.wandb.{mark}").touch()
     (root / "0000000003-s1" / "failure.json").unlink()
     assert Path(act(LOG, "offline")).is_dir() and second.is_dir()  # it is the server's, too
 

@@ -252,13 +252,44 @@ def test_part_offline_then_online_then_a_sync_of_everything_adds_no_row(
     assert len(inspected(own)) == len(here.rows)
 
 
+def test_what_goes_on_offline_after_it_was_online_is_left_to_push(
+    here: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = start("train", here.gated, "--runs", here.root, "execution.checkpoint_minutes=0")
+    here.held()
+    process.kill()
+    process.communicate()
+    until(lambda: here.tracked()["state"] == "complete")
+    here.gate.touch()
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert here.train().code == 0
+    assert [clean(row) for row in inspected(Path(here.tracked()["folder"]))] == here.rows
+    (stored,) = here.server.runs.values()
+    part = len(stored.history)
+    synced(here.root / "wandb")
+    assert len(stored.history) == part < len(here.rows)
+    assert here.push().code == 0
+    here.in_wandb()
+
+
+def test_ctrl_c_of_a_push_to_a_silent_server_is_heard_at_once(here: Desk) -> None:
+    here.gate.touch()
+    assert here.train("tracking.wandb.mode=disabled").code == 0
+    here.server.fail("graphql", "hang")
+    process = start("wandb", "push", "--runs", here.root)
+    until(lambda: here.server.operations)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130 and err.count("\n") == 1
+
+
 def test_rows_that_others_added_are_told(here: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     here.gate.touch()
     assert here.train().code == 0
     (stored,) = here.server.runs.values()
     stored.history.append({**stored.history[-1], "_step": len(here.rows)})
     told = here.push()
-    assert told.code == 2 and "20 rows of this run, and our record 19" in told.err
+    assert told.code == 1 and "20 rows in wandb, and our record 19" in told.err
 
 
 def inspected(folder: Path) -> list[dict[str, Any]]:

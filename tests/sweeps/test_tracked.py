@@ -40,7 +40,7 @@ def server(
 def write(name: str, base: Path, **sweep: Any) -> None:
     settings = {
         "tracking.wandb.project": "lab",
-        "evaluation.tasks": ["tiny_choice"],
+        "evaluation.tasks": ["tiny_choice", "tiny_both"],  # a task and a group
         "evaluation.include_path": "tasks",
         "training.tokens": 2560,
     }
@@ -101,8 +101,9 @@ def test_a_sweep_of_twelve_runs(server: WandbServer) -> None:
             assert run.summary["score/tiny_choice"] == value
             for key in ("val/loss", "val/bpb", "best/val/loss", "status"):
                 assert run.summary[key] == result[key]
-            (scores,) = scored[f"{run.name} eval"].history
-            assert scores["score/tiny_choice"] == value and scores["tokens"] == 2560
+            found = {k: v for row in scored[f"{run.name} eval"].history for k, v in row.items()}
+            assert found["score/tiny_choice"] == value and found["tokens"] == 2560
+            assert "score/tiny_both" in found
     assert set(trained["RMSNorm s0"].tags) == {
         "sweep:small",
         "variant:RMSNorm",
@@ -127,7 +128,7 @@ def test_a_sweep_of_twelve_runs(server: WandbServer) -> None:
     disk = command("table", "small", "--format", "csv")
     there = command("wandb", "pull", "me/lab", "--group", "small", "--format", "csv")
     assert there.code == 0, there.err
-    assert there.out == disk.out and "tiny_choice" in disk.out
+    assert there.out == disk.out and "tiny_both" in disk.out
 
 
 @pytest.mark.slow
