@@ -125,13 +125,13 @@ def report(found: dict[str, list[dict[str, float]]], options: argparse.Namespace
         f"{options.steps} steps, {options.rounds} rounds, {os.cpu_count()} cores, load {load:.1f}"
     )
     print(
-        f"{'median (range)':22}{'s to first step':>22}{'ms per step':>22}{'s after the last':>24}"
+        f"{'median (range)':22}{'s to first step':>22}{'ms per step':>24}{'s after the last':>22}"
     )
     for name, runs in found.items():
         before = told([run["before"] for run in runs], 2)
         step = told([1000 * run["loop"] / options.steps for run in runs], 2)
         after = told([run["whole"] - run["before"] - run["loop"] for run in runs], 2)
-        print(f"{name:22}{before:>22}{step:>22}{after:>24}")
+        print(f"{name:22}{before:>22}{step:>24}{after:>22}")
 
 
 if __name__ == "__main__":
