@@ -66,7 +66,7 @@ def test_the_opening_comment_says_the_size_and_a_source(name: str) -> None:
 def test_every_preset_says_what_it_is_and_how_long_it_trains(name: str) -> None:
     experiment = load(name)
     assert 0 < len(experiment.description) <= 72
-    assert experiment.training.steps >= 200
+    assert experiment.training.steps >= 180
     every = experiment.evaluation.every_tokens
     assert every is not None
     assert 5 <= experiment.training.tokens / every <= 100
