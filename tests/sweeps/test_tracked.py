@@ -144,12 +144,12 @@ def test_scores_that_are_added_later_are_pushed_and_a_second_sweep_has_its_tag(
     assert len(of_type(server, "train")) == len(of_type(server, "eval")) == 2
     id = next(iter(read_json(Path("runs/sweeps/first.json"))["rows"][0]["runs"].values()))
     before = lines(server)
-    scored = command("eval", id, "--tasks", "tiny_pairs")
+    scored = command("eval", id, "--tasks", "tiny_last")
     assert scored.code == 0 and "wandb:" in scored.err, scored.err
     run = of_type(server, "eval")["baseline s0 eval"]
-    assert [key for row in run.history for key in row if key.startswith("score/tiny_pairs")]
+    assert [key for row in run.history for key in row if key.startswith("score/tiny_last")]
     assert lines(server) == before | {run.id: before[run.id] + 1}
-    assert of_type(server, "train")["baseline s0"].summary["score/tiny_pairs"] is not None
+    assert of_type(server, "train")["baseline s0"].summary["score/tiny_last"] is not None
 
     # the runs of two sweeps have the tags of both, and stay in the group where they are
     write("second", tiny_yaml, rows=ROWS[:2], seeds=[0])
