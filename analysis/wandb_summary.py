@@ -91,10 +91,9 @@ def _summarise(root: Path, record: Mapping[str, Any], place: Place, patient: boo
             run.summary.update(headline(found.table))
             run.config.update({**found.about, **logged, "rows": row + 1}, allow_val_change=True)
             new = Path(run.settings.sync_dir)
-            if offline and (known.get("online") or client.offline_of(files, known["id"])[1]):
-                client.leave_to_push(run)
+            client.leave_to_push(files, run, bool(known.get("online")))
     client.confirm(place, run, row + 1)
-    client.settle(files, known["id"], run)
+    client.settle(files, run)
     changes = {"digest": found.digest} if offline else {"digest": None, "online": True}
     remember(root, name, project=place.project, **changes)
     return f"{new if offline else run.url}{found.lacking}"

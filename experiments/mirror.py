@@ -35,7 +35,6 @@ from experiments.wandb_client import (
     files_of,
     leave_to_push,
     masked,
-    offline_of,
     opened,
     settle,
     tidy,
@@ -103,7 +102,7 @@ class Mirroring:
     """One run on its way into wandb."""
 
     def __init__(self, run: Run, place: Place, sweep: str | None = None) -> None:
-        self.run, self.place = run, place
+        self.run = run
         try:
             self.id, self.described = wandb_id(run), described(run, sweep)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -160,8 +159,7 @@ class Mirroring:
             folder = str(session.settings.sync_dir) if offline else None
             self.record["online"] |= not offline
             self.note(mode=place.mode, url=session.url, entity=session.entity, folder=folder)
-            if offline and (self.record["online"] or offline_of(files, self.id)[1]):
-                leave_to_push(session)
+            leave_to_push(files, session, self.record["online"])
             for kind in AXES:
                 session.define_metric(f"{kind}/*", step_metric="tokens")
             first = 0 if offline else session.starting_step
@@ -188,7 +186,7 @@ class Mirroring:
                 f"{self.id} has {first} rows in wandb, and our record {rows.metrics.count}: some "
                 "are of others, or of an attempt that logged more; delete it there and push again"
             )
-        settle(files, self.id, session)
+        settle(files, session)
         return sent
 
 
@@ -245,8 +243,7 @@ def copy_scores(run: Run, place: Place, work: Mirroring, patient: bool = True) -
     ) as session:
         session.define_metric("score/*", step_metric="tokens")
         files = files_of(run.root)
-        if offline and (work.record["online"] or offline_of(files, session.id)[1]):
-            leave_to_push(session)
+        leave_to_push(files, session, work.record["online"])
         there = [] if offline else session.config.get("logged") or []
         first = rows = 0 if offline else session.starting_step
         for key, (step, name, record) in zip(keys, found, strict=True):
@@ -257,7 +254,7 @@ def copy_scores(run: Run, place: Place, work: Mirroring, patient: bool = True) -
         session.config.update({"logged": keys}, allow_val_change=True)
         session.summary.update(score_rows(run, last))
     confirm(place, session, rows)
-    settle(files, session.id, session)
+    settle(files, session)
     return rows - first
 
 

@@ -245,19 +245,21 @@ def offline_of(files: Path, id: str) -> tuple[list[Path], list[Path]]:
     return [folder for folder in found if folder not in synced], synced
 
 
-def leave_to_push(session: wandb.Run) -> None:
-    """Has `wandb sync` pass over an offline run: what of it is online would be there twice."""
-    file = Path(session.settings.sync_file)
-    file.with_name(f"{file.name}.synced").touch()
+def leave_to_push(files: Path, session: wandb.Run, was_online: bool) -> None:
+    """Has `wandb sync` pass over an offline run that has been online, as we know or a sync's mark
+    says: what of it is there would be there twice."""
+    if session.offline and (was_online or offline_of(files, session.id)[1]):
+        file = Path(session.settings.sync_file)
+        file.with_name(f"{file.name}.synced").touch()
 
 
-def settle(files: Path, id: str, session: wandb.Run) -> None:
+def settle(files: Path, session: wandb.Run) -> None:
     """What becomes of a run's offline files once `session` has it whole.
 
     Those of an online run are marked as synced, or `wandb sync` would add their rows again; those
     that another offline run has taken the place of are removed.
     """
-    open_ones, synced = offline_of(files, id)
+    open_ones, synced = offline_of(files, session.id)
     if not session.offline:
         for file in (file for folder in open_ones for file in folder.glob("run-*.wandb")):
             file.with_name(f"{file.name}.synced").touch()
