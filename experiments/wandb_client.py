@@ -278,21 +278,22 @@ def confirm(place: Place, session: wandb.Run, rows: int) -> None:
     Raises:
         Unreachable: they are not, or nobody says.
     """
-    found = 0
+    found, offline = 0, place.mode == "offline"
+    reader = None if offline or not rows else api(place)
     for attempt in range(COUNT_TRIES if rows else 0):
         time.sleep(attempt and attempt / 2)  # the server counts, and the file grows, a little later
-        if place.mode == "offline":
+        if reader is None:
             with guarded("its own file can't be read"):
                 found = sum(kept_rows(Path(session.settings.sync_file)))
         else:
             with guarded("its server does not say what it has"):
                 path = f"{session.entity}/{session.project}/{session.id}"
-                found = int(api(place).run(path).lastHistoryStep) + 1
+                found = int(reader.run(path).lastHistoryStep) + 1
                 with contextlib.suppress(OSError):  # the reader leaves an empty folder there
                     os.removedirs(Path(os.environ.get("WANDB_DIR") or tempfile.gettempdir(), path))
         if found >= rows:
             return
-    if rows and place.mode == "offline":
+    if rows and offline:
         raise Unreachable(
             f"{session.settings.sync_file} has {found} of {rows} rows; is its disk full?"
         )
