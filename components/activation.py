@@ -57,6 +57,18 @@ class SiLU(nn.Module):
         return F.silu(x)
 
 
+@register("activation", "sigmoid")
+class Sigmoid(nn.Module):
+    """y = 1 / (1 + exp(-x)).
+
+    The gate of Dauphin et al. 2017, Language Modeling with Gated Convolutional Networks,
+    arXiv 1612.08083.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sigmoid()
+
+
 @register("activation", "identity")
 class Identity(nn.Identity):
     """y = x: what a bilinear gate uses."""

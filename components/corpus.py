@@ -13,24 +13,29 @@ import glob
 import hashlib
 import importlib
 import inspect
+import math
 import os
 import re
 import sys
 import sysconfig
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
-from components import text_files
+from components import synthetic, text_files
 from components.registry import UserError, register
 
 
 class Corpus:
     """The interface: a stream of documents, and a hash of what they are made from."""
+
+    window: int | None = None
+    """Characters of every document, its end counted as one, where all have the same number: then
+    windows of as many tokens, or of a multiple, hold whole documents."""
 
     def documents(self) -> Iterator[str]:
         """Every document, always in the same order; each call starts from the beginning.
@@ -43,6 +48,11 @@ class Corpus:
     def fingerprint(self) -> str:
         """Changes whenever the documents would; far cheaper than reading them as text."""
         raise NotImplementedError
+
+    surprisal: Callable[[str], list[float]] | None = None
+    """Of a document of its own, or of the beginning of one: -ln of the probability that the corpus
+    itself gives each character after those before it, and then the end; one number more than
+    characters, in nats. None where that is not known, as of any text that people wrote."""
 
 
 def _digest(*parts: object) -> str:
@@ -226,6 +236,171 @@ def _file_digest(path: Path, size: int, mtime_ns: int) -> str:
     """Hash of a file's bytes, about 1 s for each GB; remembered while size and time stay."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "blake2b").hexdigest()
+
+
+# ── made, not written ──────────────────────────────────────────────────────────────────────────
+
+Many = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
+
+
+class _Made(Corpus):
+    """Text that depends on its parameters alone."""
+
+    def fingerprint(self) -> str:
+        return _digest(type(self).__name__, 1, vars(self))  # 1: raised when the text changes
+
+
+@register("corpus", "copy")
+class Copy(_Made):
+    """Strings to be copied: `dbeac>dbeac`, then dots to the length of the longest, then the end.
+
+    How long a string is, from `lengths[0]` to `lengths[1]`, and each of its letters are drawn
+    evenly. Every document has 2 `lengths[1]` + 2 tokens, its end included: the `seq_len` to train
+    with, so that each window is one document. A model may be asked for longer strings than it has
+    seen: tasks `held_out_copy`. Kazemnejad et al. 2023, The Impact of Positional Encoding on
+    Length Generalization in Transformers, arXiv 2305.19466.
+    """
+
+    def __init__(
+        self,
+        *,
+        alphabet: Annotated[int, Field(ge=2, le=26)] = 10,
+        lengths: tuple[Many, Many] = (1, 10),
+        documents: Many = 50_000,
+        seed: Seed = 0,
+    ) -> None:
+        self.alphabet, self.lengths, self.count, self.seed = alphabet, lengths, documents, seed
+        if lengths[0] > lengths[1]:
+            raise UserError(f"corpus.lengths: {list(lengths)}: the shortest goes first")
+
+    @property
+    def window(self) -> int:  # type: ignore[override]
+        return 2 * self.lengths[1] + 2
+
+    def documents(self) -> Iterator[str]:
+        draws, (shortest, longest) = synthetic.Draws(self.seed), self.lengths
+        for _ in range(self.count):
+            length = shortest + draws.below(longest - shortest + 1)
+            yield self.document(self._string(draws, length))
+
+    def document(self, text: str) -> str:
+        """The document whose string is `text`."""
+        return synthetic.copied(text, self.window - 1)
+
+    def strings(self, length: int) -> Iterator[str]:
+        """Other strings of this length, without end."""
+        draws = synthetic.Draws(self.seed, length)
+        while True:
+            yield self._string(draws, length)
+
+    def _string(self, draws: synthetic.Draws, length: int) -> str:
+        return "".join(synthetic.LETTERS[draws.below(self.alphabet)] for _ in range(length))
+
+    def surprisal(self, document: str) -> list[float]:
+        return synthetic.copied_surprisal(document, self.alphabet, *self.lengths)
+
+
+@register("corpus", "recall")
+class Recall(_Made):
+    """Associative recall: keys with their values, then every key again: `aXbYcZbYcZaX`.
+
+    The second time the keys stand in another order, each before its value. Keys and values are
+    characters of two different sets; the keys of a document are different, its values need not be.
+    Every document has 4 `pairs` + 1 tokens, its end included: the `seq_len` to train with, so that
+    each window is one document. Task `held_out_recall`. After the multi-query recall of Arora et
+    al. 2023, Zoology, arXiv 2312.04927, but that every key is asked for once, with nothing between.
+    """
+
+    def __init__(
+        self,
+        *,
+        pairs: Many = 4,
+        keys: Annotated[int, Field(ge=1, le=47)] = 32,
+        values: Annotated[int, Field(ge=1, le=47)] = 32,
+        documents: Many = 50_000,
+        seed: Seed = 0,
+    ) -> None:
+        self.pairs, self.keys, self.values = pairs, keys, values
+        self.count, self.seed = documents, seed
+        if pairs > keys:
+            raise UserError(f"corpus.pairs: {pairs} pairs need as many keys, and there are {keys}")
+
+    @property
+    def window(self) -> int:  # type: ignore[override]
+        return 4 * self.pairs + 1
+
+    def documents(self) -> Iterator[str]:
+        draws = synthetic.Draws(self.seed)
+        for _ in range(self.count):
+            yield self._document(draws)
+
+    def others(self) -> Iterator[str]:
+        """Documents of another stream, without end."""
+        draws = synthetic.Draws(self.seed, 1)
+        while True:
+            yield self._document(draws)
+
+    def _document(self, draws: synthetic.Draws) -> str:
+        pairs = [
+            synthetic.SYMBOLS[key] + synthetic.SYMBOLS[47 + draws.below(self.values)]
+            for key in draws.some(self.pairs, self.keys)
+        ]
+        return "".join(pairs + [pairs[index] for index in draws.some(self.pairs, self.pairs)])
+
+    def surprisal(self, document: str) -> list[float]:
+        nats = []
+        for seen in range(self.pairs):
+            nats += [math.log(self.keys - seen), math.log(self.values)]
+        for asked in range(self.pairs):
+            nats += [math.log(self.pairs - asked), 0.0]
+        return [*nats[: len(document)], 0.0]
+
+
+@register("corpus", "markov")
+class Markov(_Made):
+    """A language whose every loss is known: letters that depend on the `order` letters before.
+
+    The probabilities are drawn once, from `seed`, each row alike from all that there are (a flat
+    Dirichlet distribution). A document ends after each letter with probability 1 / `length`. Losses
+    are shown above that of the chain itself on the same text, which sees the whole document; with
+    `order: 1` that is what a window shows, too. Shannon 1948, A Mathematical Theory of
+    Communication, section 3.
+    """
+
+    def __init__(
+        self,
+        *,
+        order: Many = 1,
+        alphabet: Annotated[int, Field(ge=2, le=26)] = 20,
+        length: Annotated[int, Field(ge=2)] = 256,
+        documents: Many = 5_000,
+        seed: Seed = 0,
+    ) -> None:
+        self.order, self.alphabet, self.length = order, alphabet, length
+        self.count, self.seed = documents, seed
+        if alphabet**order > 10**5:
+            raise UserError(
+                f"corpus.order: {alphabet} letters to the power of {order} are {alphabet**order:,} "
+                "tables of probabilities, more than 100,000; take fewer letters or a lower order"
+            )
+
+    @property
+    def _chain(self) -> synthetic.Chain:
+        return _chain(self.order, self.alphabet, self.length, self.seed)
+
+    def documents(self) -> Iterator[str]:
+        draws, reach = synthetic.Draws(self.seed, 1), self._chain.table.cumsum(1).tolist()
+        for _ in range(self.count):
+            yield self._chain.document(draws, reach)
+
+    def surprisal(self, document: str) -> list[float]:
+        return self._chain.surprisal(document)
+
+
+@functools.lru_cache(maxsize=4)
+def _chain(order: int, alphabet: int, length: int, seed: int) -> synthetic.Chain:
+    return synthetic.Chain(order, alphabet, length, seed)
 
 
 # ── the Hugging Face hub ───────────────────────────────────────────────────────────────────────

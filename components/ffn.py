@@ -102,6 +102,17 @@ def build_spec(name: str) -> Spec:
     return Spec("activation", name, {"approximate": "none"} if name == "gelu" else {})
 
 
+@register("ffn", "glu")
+class GLU(_Named):
+    """y = W_down (sigmoid(W_gate x) * W_up x).
+
+    Dauphin et al. 2017, arXiv 1612.08083; as a feed-forward layer Shazeer 2020, GLU Variants
+    Improve Transformer, arXiv 2002.05202.
+    """
+
+    gate = "sigmoid"
+
+
 @register("ffn", "swiglu")
 class SwiGLU(_Named):
     """y = W_down (silu(W_gate x) * W_up x).

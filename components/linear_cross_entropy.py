@@ -70,6 +70,19 @@ def plain(
     return loss
 
 
+@torch.no_grad()
+def losses_by_target(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """`(N, D)`, `(V, D)`, `(N,)` -> `(N,)` in fp32: each target's negative log-likelihood (nats).
+
+    As `linear_cross_entropy` it holds the logits of a chunk of the rows at once.
+    """
+    rows = max(256, CHUNK.get(hidden.device.type, 1 << 24) // weight.shape[0])
+    parts = zip(hidden.split(rows), targets.split(rows), strict=True)
+    return torch.cat(
+        [F.cross_entropy(F.linear(h, weight).float(), t, reduction="none") for h, t in parts]
+    )
+
+
 class LinearCrossEntropy(torch.autograd.Function):
     """`apply(hidden, weight, bias, targets, z_loss, rows, dtype of the products, train)`."""
 

@@ -161,3 +161,49 @@ class ALiBi(Position):
 
     def bias(self, tables: Any) -> Tensor | None:
         return tables
+
+
+@register("position", "t5")
+class T5Bias(Position):
+    """score(q_t, k_s) + b_h(t - s), a trained number for each head and bucket of distances.
+
+    Half of the `buckets` hold one distance each, the others grow evenly in the logarithm up to
+    `max_distance`, and the last holds all beyond. All layers share them. Raffel et al. 2020,
+    Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer,
+    arXiv 1910.10683, section 2.1; scores here are over √head_dim, as with every position.
+    """
+
+    takes_layout = True
+
+    def __init__(
+        self,
+        dims: Dims,
+        *,
+        buckets: Annotated[int, Field(ge=4, multiple_of=2)] = 32,
+        max_distance: Annotated[int, Field(ge=3)] = 128,
+    ) -> None:
+        super().__init__(dims)
+        self.buckets, self.max_distance = buckets, max_distance
+        self.table = nn.Parameter(torch.empty(dims.n_heads, buckets))
+
+    @staticmethod
+    def check(dims: Dims, params: dict[str, Any]) -> list[tuple[str, str]]:
+        """The distances of the second half must lie behind those of the first."""
+        half = params["buckets"] // 2
+        if params["max_distance"] <= half:
+            return [("max_distance", f"{params['max_distance']} is not above buckets / 2, {half}")]
+        return []
+
+    def bucket(self, distance: Tensor) -> Tensor:
+        """Of each distance t - s, the column of the table; negative ones count as none."""
+        distance, half = distance.clamp_min(0), self.buckets // 2
+        share = (distance.clamp_min(1) / half).log() / math.log(self.max_distance / half)
+        far = half + (share * half).long()
+        return torch.where(distance < half, distance, far.clamp_max(self.buckets - 1))
+
+    def tables(self, positions: Tensor, keys: Tensor) -> Tensor:
+        distance = positions[..., :, None] - keys[..., None, :]  # (T, S)
+        return rearrange(self.table.T[self.bucket(distance)], "... t s h -> ... h t s")
+
+    def bias(self, tables: Any) -> Tensor | None:
+        return tables

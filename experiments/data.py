@@ -22,6 +22,9 @@ as a number in [0, 1), is below `validation_fraction`. Equal documents are so al
     windows            0: a b c d e (f)   1: f g h i j (k)   2: k l m n o (p)   …
     order of epochs    2 0 3 1 | 1 3 0 2 | …
     batches of three   [2 0 3] [1 1 3] [0 2 …
+
+Where all documents have as many tokens (a made corpus's `window`) and windows hold a whole number
+of them, the offset is 0: a window begins with a document.
 """
 
 from __future__ import annotations
@@ -96,6 +99,11 @@ class Dataset:
         """How many windows an epoch has: as many as fit whatever the offset."""
         return max(0, len(self.train) // seq_len - 1)
 
+    def holds_documents(self, seq_len: int) -> bool:
+        """Whether a window of `seq_len` is a whole number of documents."""
+        window = self.meta.get("window")
+        return window is not None and seq_len % window == 0
+
     def batch(self, step: int, *, seed: int, seq_len: int, global_batch_size: int) -> np.ndarray:
         """The batch of one step: (global_batch_size, seq_len + 1) int64, inputs and last target.
 
@@ -114,6 +122,7 @@ class Dataset:
         starts = np.empty_like(places)
         for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
             offset, order = _epoch(seed, epoch, windows, seq_len)
+            offset = 0 if self.holds_documents(seq_len) else offset
             mine = epochs == epoch
             starts[mine] = offset + seq_len * order[places[mine]]
         return self._gather(np.asarray(self.train), starts, seq_len)
@@ -127,7 +136,7 @@ class Dataset:
         Raises:
             UserError: not even one window fits.
         """
-        windows = min(tokens, len(self.val) - 1) // seq_len
+        windows = self._reported(tokens, seq_len)
         if windows < 1:
             raise UserError(
                 f"data: no validation window of seq_len {seq_len:,} fits: the split has "
@@ -138,6 +147,17 @@ class Dataset:
         predicted = self.val_bytes[1 : windows * seq_len + 1]
         inputs = self._gather(np.asarray(self.val), starts, seq_len)
         return inputs, int(predicted.sum(dtype=np.int64))
+
+    def tuning(self, tokens: int, seq_len: int) -> np.ndarray:
+        """The windows behind those of `validation`, (windows, seq_len + 1): what settings may be
+        chosen by without touching what is reported. As many, or as there are: perhaps none."""
+        reported = self._reported(tokens, seq_len)
+        both = min(2 * reported, (len(self.val) - 1) // seq_len)
+        return self._gather(np.asarray(self.val), np.arange(reported, both) * seq_len, seq_len)
+
+    def _reported(self, tokens: int, seq_len: int) -> int:
+        """How many windows of the validation split are reported on."""
+        return max(0, min(tokens, len(self.val) - 1)) // seq_len
 
     @staticmethod
     def _gather(ids: np.ndarray, starts: np.ndarray, seq_len: int) -> np.ndarray:
@@ -226,6 +246,7 @@ def _write_shards(data: DataConfig, folder: Path, progress: bool) -> None:
     train = _Shard(folder / "train.bin", dtype)
     val = _Shard(folder / "val.bin", dtype)
     val_bytes = _Shard(folder / "val_bytes.bin", "uint32")
+    window = getattr(data.corpus.build(), "window", None)
     counts = {split: {"documents": 0, "tokens": 0, "bytes": 0} for split in ("train", "val")}
     end = [tokenizer.end_of_text]
     with train, val, val_bytes:
@@ -240,6 +261,7 @@ def _write_shards(data: DataConfig, folder: Path, progress: bool) -> None:
                 count["documents"] += 1
                 count["tokens"] += len(ids) + 1
                 count["bytes"] += size
+                window = window if len(ids) + 1 == window else None
     _check_split(data, counts)
 
     meta = {
@@ -249,6 +271,7 @@ def _write_shards(data: DataConfig, folder: Path, progress: bool) -> None:
         "end_of_text": tokenizer.end_of_text,
         "dtype": dtype,
         "counts": counts,
+        **({"window": window} if window is not None else {}),
         "corpus": data.corpus.dump(),
         "filters": [spec.dump() for spec in data.filters],
         "tokenizer": data.tokenizer.dump(),
@@ -269,7 +292,6 @@ def _documents(data: DataConfig, progress: bool) -> Callable[[str], Iterator[tup
     """A function that starts a pass over (document, whether it is held out for validation)."""
     corpus = data.corpus.build()
     filters = [spec.build() for spec in data.filters]
-    key = str(data.split_seed).encode()
 
     def start(what: str) -> Iterator[tuple[str, bool]]:
         stream = corpus.documents()
@@ -282,11 +304,15 @@ def _documents(data: DataConfig, progress: bool) -> Callable[[str], Iterator[tup
                     continue
                 raw = document.encode()
                 bar.update(len(raw))
-                drawn = hashlib.blake2b(raw, digest_size=8, key=key).digest()
-                share = int.from_bytes(drawn, "big") / 2**64
-                yield document, share < data.validation_fraction
+                yield document, is_held_out(raw, data.split_seed, data.validation_fraction)
 
     return start
+
+
+def is_held_out(document: bytes, split_seed: int, fraction: float) -> bool:
+    """Whether a document is in the validation split, by `RULE`."""
+    drawn = hashlib.blake2b(document, digest_size=8, key=str(split_seed).encode()).digest()
+    return int.from_bytes(drawn, "big") / 2**64 < fraction
 
 
 def _batched(

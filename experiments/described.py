@@ -162,7 +162,7 @@ def summary(run: Run) -> dict[str, Any]:
     if not path.exists():
         return {}
     result = read_json(path)
-    skipped = ("schema", "id", "seed")
+    skipped = ("schema", "id", "seed", "seal")  # a seal is of files that are not there
     return {k: v for k, v in result.items() if k not in skipped} | score_rows(run, result["step"])
 
 

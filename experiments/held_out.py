@@ -9,6 +9,12 @@ No annotator and no download: the right answer is what the text says, the wrong 
     held_out_brackets   a closing bracket or quotation mark, or one of another kind
     held_out_passage    a continuation, and four passages of which one leads up to it
 
+and where the corpus is made, what it teaches (experiments/made.py):
+
+    held_out_copy_100   strings as long as the longest of training, to be copied; _110 … _200:
+                        longer ones, in percent of that
+    held_out_recall     the value of a key that was given before
+
 Each is an ordinary lm-eval task; presets/tasks/ says how it is scored. A model that only knows
 which words are common scores at chance, 1/2 and 1/4: swapped words are the same words, `a` is right
 as often as `an`, a bracket as often as the one put in its place, and each passage of four in one of
@@ -37,6 +43,7 @@ import numpy as np
 from filelock import FileLock
 
 from components.registry import UserError
+from experiments import made
 from experiments.record import disk_error, write_atomically
 
 if TYPE_CHECKING:
@@ -86,28 +93,32 @@ def build(data: Dataset, tasks: Sequence[str] | None = None) -> Path:
     for each 100,000 characters, and reads `TEXT` of them from the start of the split.
 
     Args:
-        tasks: which of `TASKS` to make; all by default.
+        tasks: which of `TASKS` and `made.TASKS` to make; all of the first by default.
 
     Raises:
         UserError: the text gives too few items for a task, or the disk is full.
     """
     folder = data.folder / f"tasks-{VERSION}"
     wanted = {name: folder / f"{name}.jsonl" for name in (TASKS if tasks is None else tasks)}
+    made.check(data, [name for name in wanted if name in made.TASKS])
     if all(path.is_file() for path in wanted.values()):
         return folder
     try:
         folder.mkdir(exist_ok=True)
         with FileLock(folder / "lock"):
             missing = {name: path for name, path in wanted.items() if not path.is_file()}
-            documents = list(_documents(data)) if missing else []
-            made = {name: TASKS[name](documents) for name in missing}
-            for name, rows in made.items():
+            documents = list(_documents(data)) if missing.keys() & TASKS.keys() else []
+            items = {
+                name: TASKS[name](documents) if name in TASKS else made.items(data, name)
+                for name in missing
+            }
+            for name, rows in items.items():
                 if len(rows) >= FEWEST:
                     lines = [json.dumps(row) + "\n" for row in rows]
                     write_atomically(missing[name], "".join(lines))
     except OSError as error:
         raise disk_error(error, folder) from error
-    if few := [f"{name} ({len(rows)})" for name, rows in made.items() if len(rows) < FEWEST]:
+    if few := [f"{name} ({len(rows)})" for name, rows in items.items() if len(rows) < FEWEST]:
         raise UserError(
             f"data.corpus: the validation split of '{data.meta['corpus']['name']}' gives too few "
             f"items, fewer than {FEWEST}, for {', '.join(few)}; raise data.validation_fraction, "

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from components.decoder import Decoder
-from components.functional import linear_cross_entropy
+from components.linear_cross_entropy import linear_cross_entropy, losses_by_target
 from components.objective import CrossEntropy
 from experiments import checkpoint
 from experiments.data import Dataset, prepare
@@ -43,6 +43,12 @@ class LanguageModel(nn.Module):
         hidden = self.decoder(windows[:, :-1]).flatten(0, 1)
         targets = windows[:, 1:].flatten()
         return linear_cross_entropy(hidden, self.decoder.output_weight, None, targets)
+
+    def nats_by_target(self, windows: Tensor) -> Tensor:
+        """`(B, T+1)` tokens -> `(B, T)`, the cross-entropy of each target; without gradients."""
+        hidden, targets = self.decoder(windows[:, :-1]), windows[:, 1:]
+        flat = losses_by_target(hidden.flatten(0, 1), self.decoder.output_weight, targets.flatten())
+        return flat.view(targets.shape)
 
 
 @dataclass(frozen=True)

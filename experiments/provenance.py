@@ -7,10 +7,13 @@ may lie inside another checkout.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,18 +25,26 @@ PACKAGES = (
     *("torch", "accelerate", "numpy", "pydantic", "tokenizers", "datasets", "safetensors"),
     "einops",
 )
+SOURCE = Path(__file__).parent.parent
 LARGEST_PATCH = 1 << 20  # characters
 
 
-def describe(device: str, processes: int, sharding: str | None = None) -> dict[str, Any]:
-    """What an attempt at a run ran on and from; no variables of the environment but Slurm's ids."""
+def describe(
+    device: str, processes: int, sharding: str | None = None, imports: Iterable[str] = ()
+) -> dict[str, Any]:
+    """What an attempt at a run ran on and from; no variables of the environment but Slurm's ids.
+
+    `imports` are the experiment's own files of components.
+    """
     import torch  # here, since `submit` asks only for `git`
 
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         **whereabouts(),
-        **source(Path(__file__).parent.parent),
+        **source(SOURCE),
+        "source": code_digest(),
+        "imports": digest(map(Path, imports)) if imports else None,
         "python": platform.python_version(),
         "versions": {name: installed(name) for name in PACKAGES},
         "platform": platform.platform(),
@@ -57,6 +68,36 @@ def source(folder: Path) -> dict[str, Any]:
         return {"git": git(folder)}
     known = read_json(path)
     return {"snapshot": {"id": known.get("id")}, "git": known.get("git")}
+
+
+@functools.cache  # as it was when the program began: later edits reach no run of this process
+def code_digest() -> str:
+    """A hash of the code that decides what a run finds: the .py of components and experiments."""
+    rooms = ("components", "experiments")
+    return digest(sorted(p for room in rooms for p in (SOURCE / room).rglob("[!.]*.py")))
+
+
+def digest(files: Iterable[Path]) -> str:
+    """A hash of names and contents; one of nothing stands for a file that can't be read."""
+    whole = hashlib.blake2b(digest_size=8)
+    for file in files:
+        try:
+            content = file.read_bytes()
+        except OSError:  # an editor's, and gone since
+            content = b""
+        whole.update(f"{file.name}\0{len(content)}\0".encode() + content)
+    return whole.hexdigest()
+
+
+def code(attempt: dict[str, Any]) -> dict[str, Any]:
+    """Of an attempt, as `describe` gives it: which code ran, in the few words of a result."""
+    known = attempt.get("git") or {}
+    return {
+        "commit": known.get("commit"),
+        "dirty": bool(known.get("patch")),
+        "source": attempt.get("source"),
+        "imports": attempt.get("imports"),
+    }
 
 
 def installed(name: str) -> str | None:

@@ -8,7 +8,8 @@
         checkpoints/        weights and optimizer, see checkpoint.py
         running.json        who runs it and how far it is; refreshed while it runs
         failure.json        why the last attempt stopped, if it crashed
-        result.json         written once, atomically, last
+        lengths.json        loss by position in windows of other lengths, where these are asked for
+    result.json         written once, atomically, last; sealed
         tracking.json       what wandb has of it, see tracking.py
         log.txt             what a worker printed
     runs/sweeps/<name>.json the rows of a sweep and their runs, see sweeps/manifest.py
@@ -21,12 +22,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,6 +166,37 @@ def append_rows(path: Path, *rows: dict[str, Any]) -> None:
             file.write(text)
     except OSError as error:
         raise disk_error(error, path) from error
+
+
+def seal(folder: Path, result: Mapping[str, Any]) -> str:
+    """A digest of a run's experiment.yaml, metrics.jsonl and result, which is written into the
+    result: a directory that was edited by hand later does not fit it. A file that is not there
+    counts as empty.
+
+    Raises:
+        UserError: a file can't be read.
+    """
+    return seal_of(_content(folder / "experiment.yaml"), _content(folder / "metrics.jsonl"), result)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise UserError(f"{path}: can't be read: {error.strerror}") from error
+
+
+def seal_of(experiment: bytes, metrics: bytes, result: Mapping[str, Any]) -> str:
+    """As `seal`, from the contents of the two files. BLAKE2b-128 in hexadecimal."""
+    sealed = {key: value for key, value in result.items() if key != "seal"}
+    text = json.dumps(sealed, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    digest = hashlib.blake2b(digest_size=16)
+    for part in (experiment, metrics, text.encode()):
+        digest.update(len(part).to_bytes(8, "big"))  # so that nothing moves between the parts
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def truncate(path: Path, size: int) -> None:

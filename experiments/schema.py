@@ -26,6 +26,7 @@ def _whole(value: Any) -> Any:
 
 
 Count = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=2**53)]
+ONE_EACH = ("bytes", "characters")  # tokenizers with an id for each ASCII character
 EXECUTION: dict[str, Any] = {"execution": True}  # json_schema_extra of fields outside the identity
 
 
@@ -96,11 +97,15 @@ def scoring(description: str, **bounds: Any) -> Any:
 
 
 class Evaluation(Closed):
-    """When and on how much of the validation split the loss is measured; which tasks of lm-eval
-    are scored. The latter can be added to a finished run, so they are no part of its identity."""
+    """When and on how much of the validation split the loss is measured, and in windows of which
+    lengths; which tasks of lm-eval are scored. The latter can be added to a finished run, so they
+    are no part of its identity."""
 
     every_tokens: Annotated[Count | None, Field(description="null: at the end only")] = None
     tokens: Annotated[Count, Field(description="validation tokens, the same each time")] = 65536
+    lengths: Annotated[
+        tuple[Count, ...], Field(description="tokens in windows whose loss is measured at the end")
+    ] = ()
     tasks: Annotated[tuple[str, ...], scoring("lm-eval tasks, groups or tags")] = ()
     every: Annotated[Count | None, scoring("tokens between scorings; null: at the end")] = None
     include_path: Annotated[str | None, scoring("a folder of task YAMLs of your own")] = None
@@ -115,6 +120,14 @@ class Evaluation(Closed):
         limit = self.limit
         if limit is not None and limit > 1 and limit != int(limit):
             yield "evaluation.limit", f"{limit} is neither a number of items nor a share below 1"
+        for index, length in enumerate(self.lengths):
+            if length in self.lengths[:index]:
+                yield "evaluation.lengths", f"{length} is written twice"
+            if length > self.tokens:
+                yield (
+                    "evaluation.lengths",
+                    f"a window of {length} does not fit in evaluation.tokens, {self.tokens}",
+                )
 
 
 class Execution(Closed):
@@ -207,6 +220,15 @@ class Experiment(Closed):
             )
         yield from self.evaluation.problems()
         yield from self.tracking.wandb.problems()
+        corpus, letters = self.data.corpus.entry.cls, self.data.tokenizer.name in ONE_EACH
+        if letters and getattr(corpus, "window", None) is not None:  # a made one's
+            window = self.data.corpus.build().window
+            if t.seq_len % window:
+                yield (
+                    "training.seq_len",
+                    f"corpus {self.data.corpus.name} has documents of {window} tokens; a window "
+                    f"of {t.seq_len} cuts them, take {window} or a multiple",
+                )
         micro = self.execution.micro_batch_size
         if micro is not None and t.global_batch_size % micro:
             yield (

@@ -112,7 +112,8 @@ def shard(
 
     model.forward = autocast_forward  # type: ignore[method-assign]
     sharded, optimizer = accelerator.prepare(model, optimizer)
-    register_fsdp_forward_method(sharded, "nats")
+    for method in ("nats", "nats_by_target"):
+        register_fsdp_forward_method(sharded, method)
     return sharded, optimizer
 
 

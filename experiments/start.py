@@ -117,7 +117,8 @@ def begin(
         first = known["attempts"][0].get("threads") or torch.get_num_threads()
         torch.set_num_threads(min(first, os.cpu_count() or first))
     sharding = "fsdp2" if accelerator.is_fsdp2 else None
-    attempt = provenance.describe(str(accelerator.device), world(accelerator), sharding)
+    processes = world(accelerator)
+    attempt = provenance.describe(str(accelerator.device), processes, sharding, experiment.imports)
     known |= {"seed": seed, "data": {**data.meta, "folder": data.folder.name}}
     known["attempts"] = [*known["attempts"], attempt]
     write_json(path, known)

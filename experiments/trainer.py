@@ -17,16 +17,20 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from components.decoder import count
-from experiments import checkpoint, scores, tracking
+from components.dims import ResidualLinear
+from experiments import checkpoint, measure, provenance, scores, tracking
 from experiments.clock import Clock, peak_memory
 from experiments.data import Dataset, prepare
 from experiments.evaluate import Subject, score
 from experiments.loader import run_id
+from experiments.measure import Measure, finite
 from experiments.model import LanguageModel, build, load_trained
 from experiments.progress import Progress
 from experiments.record import (
@@ -36,6 +40,7 @@ from experiments.record import (
     UserError,
     append_rows,
     read_json,
+    seal,
     truncate,
     write_json,
 )
@@ -88,6 +93,12 @@ def train(
         t = experiment.training  # what the data can't give is said before anything is written
         data.batch(0, seed=seed, seq_len=t.seq_len, global_batch_size=t.global_batch_size)
         data.validation(experiment.evaluation.tokens, t.seq_len)
+        for length in experiment.evaluation.lengths:
+            if length >= len(data.val):
+                raise UserError(
+                    f"evaluation.lengths: no window of {length:,} tokens fits in the validation "
+                    f"split, which has {len(data.val):,}; leave it out, or hold out more text"
+                )
         with hold(run, experiment, seed, data, accelerator) as result:
             main = accelerator.is_main_process
             with Progress(progress, run) if main else Progress("none", None) as line:
@@ -180,6 +191,8 @@ class Training:
             prepared = accelerator.prepare(self.language, optimizer)
         self.model, self.optimizer = prepared
         self.schedule = t.schedule.build()
+        at_once = self.micro * t.seq_len
+        self.measure = Measure(self.language, accelerator, at_once, progress.pulse)
 
         # What the loop carries from step to step; all of it is in the checkpoint.
         self.step = 0
@@ -192,6 +205,7 @@ class Training:
         self.best: float | None = None
         self.evaluated: int | None = None  # the step of the last evaluation
         self.last: dict[str, Any] = {}
+        self.initial: dict[str, float | None] = {}  # what the first batch says of the first weights
         self.clock = Clock(accelerator.device)
 
     @property
@@ -203,8 +217,10 @@ class Training:
         """Every step from where `resume` left it to the end, or to a signal in `stop`."""
         if self.score_steps and 0 < self.step < self.steps and self.due(self.score_steps):
             self.score(stop)  # what a signal at this step left out
-        if self.step == 0 and self.eval_steps:
-            self.evaluate()  # the beginning of the curve
+        if self.step == 0:
+            self.initial["init/loss"] = self.measure.mean(self.batch())
+            if self.eval_steps:
+                self.evaluate()  # the beginning of the curve
         self.clock.start(self.seconds)
         saved_at = time.monotonic()
         self.looked, self.look_at = (self.step, saved_at), self.step + 1
@@ -249,11 +265,9 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
         torch.manual_seed(key(self.seed, self.step, accelerator.process_index))  # dropout
-        windows = self.data.batch(
-            self.step, seed=self.seed, seq_len=t.seq_len, global_batch_size=t.global_batch_size
-        )
         first = accelerator.process_index * self.share
-        mine = torch.from_numpy(windows[first : first + self.share]).to(accelerator.device)
+        share = self.batch()[first : first + self.share]
+        mine = torch.from_numpy(share).to(accelerator.device)
         # The mean over the global batch's targets. Gradients are averaged over processes, so each
         # process's part counts as many times as there are processes.
         total = torch.zeros((), device=accelerator.device)
@@ -266,6 +280,8 @@ class Training:
                 loss = self.model(piece) * scale
                 accelerator.backward(loss)
             total += loss.detach()
+        if self.step == 0:
+            self.initial["init/grad_norm_ffn"] = self.ffn_gradient()
         norm = accelerator.clip_grad_norm_(self.model.parameters(), t.grad_clip or float("inf"))
         norm = norm.full_tensor() if self.sharded else norm
         self.optimizer.step()
@@ -279,6 +295,27 @@ class Training:
         self.interval += total.to(self.interval)
         self.interval_steps += 1
         return float(self.optimizer.param_groups[0]["lr"]), norm
+
+    def batch(self) -> np.ndarray:
+        """The windows of the step that comes next, of all processes."""
+        t = self.experiment.training
+        return self.data.batch(
+            self.step, seed=self.seed, seq_len=t.seq_len, global_batch_size=t.global_batch_size
+        )
+
+    def ffn_gradient(self) -> float | None:
+        """Norm of the gradient of the last block's feed-forward output matrix, before clipping.
+
+        What Xiong et al. 2020, arXiv 2002.04745, theorem 1, bounds for Pre-LN and Post-LN. None
+        where the block has no such matrix.
+        """
+        ffn = getattr(self.decoder.blocks[-1], "ffn", None)
+        layers = [m for m in ffn.modules() if isinstance(m, ResidualLinear)] if ffn else []
+        gradient = layers[-1].weight.grad if layers else None
+        if gradient is None:
+            return None
+        scale = self.accelerator.scaler.get_scale() if self.accelerator.scaler else 1.0
+        return finite(float(whole(gradient, keep=True).norm()) / scale)
 
     def due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.steps
@@ -334,35 +371,18 @@ class Training:
         append_rows(self.run / "metrics.jsonl", {**row, **{k: self.last.get(k) for k in finite}})
         self.progress.show(self.step, self.steps, self.tokens_per_step, self.last, speed)
 
-    @torch.no_grad()
     def evaluate(self) -> None:
         """Loss over the fixed validation tokens, in nats per token and bits per byte of text."""
-        accelerator, decoder = self.accelerator, self.decoder
-        decoder.eval()
-        total = torch.zeros((), dtype=torch.float64, device=self.metric_device)
-        shares = [self.windows[i :: world(accelerator)] for i in range(world(accelerator))]
-        pieces = torch.from_numpy(shares[accelerator.process_index]).split(self.micro)
-        passes = math.ceil(len(shares[0]) / self.micro) if self.sharded else len(pieces)
-        for index in range(passes):
-            surplus = index >= len(pieces)  # others have one more, and gather parameters for it
-            piece = torch.from_numpy(self.windows[: self.micro]) if surplus else pieces[index]
-            with accelerator.autocast():
-                nats = self.language.nats(piece.to(accelerator.device))
-            total += 0.0 if surplus else nats.to(total)
-            self.progress.pulse()
-        decoder.train()
-        if world(accelerator) > 1:
-            total = accelerator.reduce(total, "sum")
-        targets = self.windows.shape[0] * (self.windows.shape[1] - 1)
-        loss = float(total) / targets
-        bpb = float(total) / self.target_bytes / math.log(2)
+        total = self.measure.total(self.windows)
+        loss = total / (self.windows.shape[0] * (self.windows.shape[1] - 1))
+        bpb = total / self.target_bytes / math.log(2)
         if loss - loss != 0.0:
             self.first_bad = self.first_bad.clamp(max=self.step)
             return
         self.best = loss if self.best is None else min(self.best, loss)
         self.evaluated = self.step
         self.last.update({"val/loss": loss, "val/bpb": bpb})
-        if accelerator.is_main_process:
+        if self.accelerator.is_main_process:
             row: dict[str, Any] = {"step": self.step, "tokens": self.step * self.tokens_per_step}
             row |= {"val/loss": loss, "val/bpb": bpb}
             append_rows(self.run / "metrics.jsonl", row)
@@ -414,6 +434,7 @@ class Training:
                 "best": self.best,
                 "evaluated": self.evaluated,
                 "last": self.last,
+                "initial": self.initial,
                 "sizes": {n: size(self.run / n) for n in ("metrics.jsonl", "timing.jsonl")},
             },
         )
@@ -436,7 +457,7 @@ class Training:
             self.first_bad.clamp_(max=state.get("first_bad", self.steps + 1))
             self.interval_steps = state["interval_steps"]
             self.best, self.last, sizes = state["best"], state["last"], state["sizes"]
-            self.evaluated = state["evaluated"]
+            self.evaluated, self.initial = state["evaluated"], state.get("initial", {})
             self.progress.say(f"going on from step {self.step} of {self.steps}")
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
@@ -446,36 +467,55 @@ class Training:
     def finish(self, status: Literal["done", "diverged"]) -> dict[str, Any]:
         """The last checkpoint, if its weights are worth keeping, and after it the result."""
         self.clock.stop()
-        if status == "done":
+        done, data, peak = status == "done", self.data, peak_memory(self.accelerator.device)
+        tuning, lengths = None, {}
+        if done:
             self.save()
-        bad = self.bad_step if status == "diverged" else None
-        result = {
-            "schema": SCHEMA,
-            "id": self.run.id,
-            "status": status,
-            "reason": f"non-finite loss or gradient at step {bad}" if bad is not None else None,
-            "diverged_step": bad,
-            "seed": self.seed,
-            "step": self.step,
-            "tokens": self.step * self.tokens_per_step,
-            "train/loss": self.last.get("train/loss"),
-            "val/loss": self.last.get("val/loss") if status == "done" else None,
-            "val/bpb": self.last.get("val/bpb") if status == "done" else None,
-            "best/val/loss": self.best,
-            "parameters": self.counts.parameters,
-            "parameters_non_embedding": self.counts.non_embedding,
-            "flops_per_token": self.counts.flops_per_token,
-            "tokens_per_s": self.clock.overall,
-            "seconds": self.seconds,
-            "peak_memory_bytes": peak_memory(self.accelerator.device),
-        }
+            tokens = self.experiment.evaluation.tokens
+            tuning = self.measure.mean(data.tuning(tokens, self.experiment.training.seq_len))
+            lengths = measure.at_lengths(self.experiment, data, self.measure)
+        result: dict[str, Any] = {}
         if self.accelerator.is_main_process:
+            bad = None if done else self.bad_step
+            attempt = read_json(self.run / "provenance.json")["attempts"][-1]
+            result = {
+                "schema": SCHEMA,
+                "id": self.run.id,
+                "status": status,
+                "reason": f"non-finite loss or gradient at step {bad}" if bad is not None else None,
+                "diverged_step": bad,
+                "seed": self.seed,
+                "step": self.step,
+                "tokens": self.step * self.tokens_per_step,
+                "train/loss": self.last.get("train/loss"),
+                "val/loss": self.last.get("val/loss") if done else None,
+                "val/bpb": self.last.get("val/bpb") if done else None,
+                **{f"val/loss@{length}": found["loss"] for length, found in lengths.items()},
+                "tuning/loss": tuning,
+                "best/val/loss": self.best,
+                "init/loss": self.initial.get("init/loss"),
+                "init/grad_norm_ffn": self.initial.get("init/grad_norm_ffn"),
+                "floor/loss": measure.floor(self.experiment, data, len(self.windows)),
+                "parameters": self.counts.parameters,
+                "parameters_non_embedding": self.counts.non_embedding,
+                "flops_per_token": self.counts.flops_per_token,
+                "tokens_per_s": self.clock.overall,
+                "seconds": self.seconds,
+                "peak_memory_bytes": peak,
+                "data": data.fingerprint,
+                "code": provenance.code(attempt),
+                "versions": {"torch": attempt["versions"]["torch"]},
+            }
+            result["seal"] = seal(self.run.folder, result)
+            if lengths:
+                write_json(self.run / "lengths.json", lengths)
             write_json(self.run / "result.json", result)
             checkpoint.finish(self.run / "checkpoints")
             with contextlib.suppress(FileNotFoundError):
                 (self.run / "failure.json").unlink()
             self.progress.done(result)
-        self.accelerator.wait_for_everyone()
+        if world(self.accelerator) > 1:
+            result = broadcast_object_list([result])[0]
         return result
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from components.decoder import Decoder
 from components.dims import Dims
+from components.position import T5Bias
 from experiments.loader import load
 
 transformers = pytest.importorskip("transformers", reason="needs the test extra")
@@ -204,3 +205,21 @@ def test_the_original_transformer_preset_is_torchs_post_norm_layers() -> None:
     expected = gradients_of(loss_of(theirs, ids), reference)
     found = rename(gradients_of(loss_of(ours, ids), model))
     assert_same(found, expected, "gradient of")
+
+
+@pytest.mark.parametrize(("buckets", "max_distance"), [(32, 128), (8, 5), (6, 20)])
+def test_t5s_buckets_of_distances_are_t5s(buckets: int, max_distance: int) -> None:
+    attention = transformers.models.t5.modeling_t5.T5Attention
+    dims = Dims(d_model=32, n_layers=1, n_heads=4, head_dim=8, max_seq_len=16, vocab_size=VOCAB)
+    ours = T5Bias(dims, buckets=buckets, max_distance=max_distance)
+    distance = torch.arange(-5, 400)
+    theirs = attention._relative_position_bucket(
+        -distance, bidirectional=False, num_buckets=buckets, max_distance=max_distance
+    )
+    assert torch.equal(ours.bucket(distance), theirs)
+    assert set(theirs.tolist()) <= set(range(buckets))
+    torch.nn.init.normal_(ours.table)
+    bias = ours.bias(ours.tables(torch.tensor([5, 6]), torch.arange(7)))
+    assert bias is not None
+    assert bias.shape == (4, 2, 7)
+    assert torch.equal(bias[:, 1, 2], ours.table[:, theirs[4 + 5]])

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from components.registry import UserError, spec
-from experiments import held_out
+from experiments import held_out, made
 from experiments.data import Dataset, load, prepare
 from tests.conftest import ROOT
 
@@ -296,8 +296,10 @@ def test_making_items_imports_neither_torch_nor_lm_eval(data: Dataset) -> None:
 
 def test_the_yaml_files_are_of_these_rules() -> None:
     files = {path.stem: yaml.safe_load(path.read_text("utf-8")) for path in PRESETS.glob("*.yaml")}
-    group = files.pop("held_out")
-    assert set(group["task"]) == set(files) == set(held_out.TASKS)
+    groups = {name: set(files.pop(name)["task"]) for name in ("held_out", "held_out_copy")}
+    assert groups["held_out"] == set(held_out.TASKS)
+    assert groups["held_out_copy"] == {n for n in made.TASKS if n.startswith(made.COPY)}
+    assert set(files) == {*held_out.TASKS, *made.TASKS}
     for name, config in files.items():
         assert config["task"] == name
         assert config["metadata"]["version"] == held_out.VERSION

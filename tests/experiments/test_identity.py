@@ -52,9 +52,16 @@ def others(value: Any) -> list[Any]:
     if isinstance(value, bool):
         return [not value]
     if isinstance(value, int | float):
-        return [value * 2 + 1, value * 4, value / 2, 0.123, 0.25]
+        return [value * 2 + 1, value * 4, value / 2, 0.123, 0.25, value + 2]
     if isinstance(value, list):
-        return [[v * 0.99 for v in value if isinstance(v, float)], ["dedup"], ["b.txt"]]
+        longer = [v + 1 for v in value if isinstance(v, int)]
+        return [
+            [v * 0.99 for v in value if isinstance(v, float)],
+            ["dedup"],
+            ["b.txt"],
+            longer,
+            [9],
+        ]
     choices = ["cpu", "bf16", "tanh", "none", "relu", "rmsnorm", "offline"]
     if isinstance(value, str):
         return [f"{value}x", *choices]
@@ -142,6 +149,8 @@ def place(kind: str, name: str, params: dict[str, Any]) -> tuple[dict[str, Any],
     if path is None:
         path = next(f for f in FIELDS if f.rsplit(".", 1)[-1] == kind)
     spec = {"name": name, **params}
+    if kind == "corpus":  # whose documents then fit in windows of any length
+        data = changed(data, "data.tokenizer", "bpe").data
     return changed(data, path, [spec] if kind == "filter" else spec).data, path
 
 

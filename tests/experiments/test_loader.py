@@ -66,8 +66,8 @@ MESSAGES = {
     "key of a section": (
         "evaluation:\n  every_token: 3\n",
         "x.yaml:11:3: evaluation.every_token: unknown key 'every_token' — did you mean "
-        "'every_tokens'? (known: add_bos_token, every, every_tokens, include_path, limit, "
-        "max_length, num_fewshot, precision, tasks, tokens)",
+        "'every_tokens'? (known: add_bos_token, every, every_tokens, include_path, lengths, "
+        "limit, max_length, num_fewshot, precision, tasks, tokens)",
     ),
     "component": (
         "data: {tokenizer: byte}\n",
@@ -180,7 +180,7 @@ OVERRIDES = {
     ),
     "model.ffn.activation=relo": (
         "model.ffn.activation: unknown activation 'relo' — did you mean 'relu'? "
-        "(known: gelu, identity, relu, relu2, silu)"
+        "(known: gelu, identity, relu, relu2, sigmoid, silu)"
     ),
     "model.ffn.activation.approximat=none": (
         "model.ffn.activation.approximat: unknown key 'approximat' — did you mean 'approximate'? "
@@ -288,8 +288,8 @@ def test_an_error_inherited_from_a_base_is_told_at_the_line_of_the_base() -> Non
         "x.yaml:2:12: training.lr: should be greater than 0, got -1",
         "y.yaml:11:3: data.split_seed: should be a whole number, got 'x'",
         "y.yaml:12:14: evaluation.tokenz: unknown key 'tokenz' — did you mean 'tokens'? "
-        "(known: add_bos_token, every, every_tokens, include_path, limit, "
-        "max_length, num_fewshot, precision, tasks, tokens)",
+        "(known: add_bos_token, every, every_tokens, include_path, lengths, "
+        "limit, max_length, num_fewshot, precision, tasks, tokens)",
     ]
 
 

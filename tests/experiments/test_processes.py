@@ -44,7 +44,7 @@ def curves_agree(run: Run, other: Run, rel: float = 2e-5) -> None:
 
 def result_of(run: Run) -> dict[str, Any]:
     result = read_json(run / "result.json")
-    for measured in ("tokens_per_s", "seconds", "peak_memory_bytes"):
+    for measured in ("tokens_per_s", "seconds", "peak_memory_bytes", "seal"):
         del result[measured]
     return result
 
@@ -116,7 +116,12 @@ def test_a_model_spread_by_fsdp2_gives_the_run_of_one_process_and_either_goes_on
     Two micro-batches a step, and 65 validation windows in pieces of 2: one process has a piece
     more to evaluate than the other.
     """
-    words = ["evaluation.tokens=2080", "execution.micro_batch_size=2"]
+    words = [
+        "evaluation.tokens=2080",
+        "evaluation.lengths=[16, 48, 2080]",
+        "model.position=alibi",
+        "execution.micro_batch_size=2",
+    ]
     spread = {"yaml": str(tiny_yaml), "overrides": words, "sharding": "fsdp2", "look_seconds": 0.0}
     path = {name: str(tmp_path / name) for name in ("whole", "cut", "to one", "to ddp", "from ddp")}
     signals = [[1, 17, TERM]]
@@ -143,6 +148,17 @@ def test_a_model_spread_by_fsdp2_gives_the_run_of_one_process_and_either_goes_on
     assert_identical(runs["cut"], runs["whole"])
     for name in path:
         curves_agree(runs[name], runs["alone"])
+    lengths = {name: read_json(run / "lengths.json") for name, run in runs.items()}
+    measured = ("tuning/loss", "init/loss", "init/grad_norm_ffn", "val/loss@2080")
+    for name in path:
+        for key in measured:
+            known = result_of(runs["alone"])[key]
+            assert result_of(runs[name])[key] == pytest.approx(known, rel=2e-5), (name, key)
+        for length, found in lengths["alone"].items():
+            assert lengths[name][length]["windows"] == found["windows"]
+            assert lengths[name][length]["by_position"] == pytest.approx(
+                found["by_position"], rel=1e-4
+            )
     attempts = read_json(runs["to ddp"] / "provenance.json")["attempts"]
     assert [(a["processes"], a["sharding"]) for a in attempts] == [(2, "fsdp2"), (2, None)]
 

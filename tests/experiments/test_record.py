@@ -326,6 +326,31 @@ def test_a_damaged_line_is_named(damage: str, run: Run) -> None:
         read_rows(run / "metrics.jsonl")
 
 
+def test_a_seal_fits_what_was_sealed_and_no_other_byte_or_number(run: Run) -> None:
+    run.folder.mkdir(parents=True)
+    for name, text in (("experiment.yaml", "model: {}\n"), ("metrics.jsonl", '{"step": 1}\n')):
+        (run / name).write_text(text)
+    result = {"val/loss": 1.5, "code": {"commit": None, "dirty": True}, "lengths": [1, 2]}
+    sealed = record.seal(run.folder, result)
+    assert len(sealed) == 32
+    record.write_json(run / "result.json", {**result, "seal": sealed})
+    read = record.read_json(run / "result.json")
+    assert record.seal(run.folder, read) == sealed
+    assert record.seal(run.folder, dict(reversed(read.items()))) == sealed
+    contents = [(run / name).read_bytes() for name in ("experiment.yaml", "metrics.jsonl")]
+    assert record.seal_of(*contents, read) == sealed
+    assert record.seal(run.folder, {**read, "val/loss": 1.4999999999999998}) != sealed
+    for name in ("experiment.yaml", "metrics.jsonl"):
+        before = (run / name).read_bytes()
+        (run / name).write_bytes(before + b"\n")
+        assert record.seal(run.folder, read) != sealed
+        (run / name).unlink()
+        assert record.seal(run.folder, read) != sealed
+        (run / name).write_bytes(before)
+    moved = [contents[0] + contents[1][:1], contents[1][1:]]
+    assert record.seal_of(*moved, read) != sealed
+
+
 def test_truncating_cuts_to_the_byte_and_makes_what_is_missing(run: Run) -> None:
     run.folder.mkdir(parents=True)
     path = run / "metrics.jsonl"

@@ -19,7 +19,11 @@ from experiments.record import Interrupted, Run
 from experiments.trainer import train
 
 # dropout, so that random numbers matter; a checkpoint at every step, so that kills meet them
-OVERRIDES = ["model.dropout=0.1", "execution.checkpoint_minutes=0"]
+OVERRIDES = [
+    "model.dropout=0.1",
+    "execution.checkpoint_minutes=0",
+    "evaluation.lengths=[16, 48]",
+]
 forks = multiprocessing.get_context("forkserver")
 forks.set_forkserver_preload(["experiments.trainer", "torch._dynamo"])
 
@@ -64,15 +68,16 @@ def undisturbed(tiny_yaml: Path, tmp_path: Path) -> Run:
 
 
 def assert_identical(run: Run, other: Run) -> None:
-    for name in ("metrics.jsonl", "experiment.yaml"):
+    for name in ("metrics.jsonl", "experiment.yaml", "lengths.json"):
         assert (run / name).read_bytes() == (other / name).read_bytes(), name
     last = [checkpoint.path_of(r / "checkpoints", 40) / "model.safetensors" for r in (run, other)]
     assert last[0].read_bytes() == last[1].read_bytes()
     results = [json.loads((r / "result.json").read_text()) for r in (run, other)]
-    for measured in ("tokens_per_s", "seconds", "peak_memory_bytes"):
+    for measured in ("tokens_per_s", "seconds", "peak_memory_bytes", "seal"):
         for result in results:
             del result[measured]
     assert results[0] == results[1]
+    assert None not in (results[0]["init/loss"], results[0]["init/grad_norm_ffn"])
 
 
 @pytest.mark.parametrize(
