@@ -3,8 +3,12 @@
 grammar   the words of a sweep file
 design    a sweep file, checked, as variants of its base experiment
 drafts    the blocks of a sweep file, expanded to what each row changes
+fraction  regular parts of a factorial, and what they alias
 matching  one width of each variant solved, so that its size or cost is the baseline's
+probe     the same for the time of a training step, measured and kept
+differences  what a variant changes, to be read
 plan      rows, counts, what is done already, and what the rest will take
+guard     whether every row does something, before anything runs
 manifest  runs/sweeps/<name>.json: the rows and their runs, for all that comes after
 
 local     runs them on this machine: machine.py says how many at a time, server.py forks, worker.py

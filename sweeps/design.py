@@ -8,7 +8,8 @@ a row sets lies over that: a component is replaced whole, `model.ffn.hidden` cha
     rows           one change at a time from the base
     ladder         cumulative: each step keeps those above it
     leave_one_out  the full recipe (the ladder's steps, or else all rows) but for one step each
-    factorial      every combination of levels, the base's own level among them
+    factorial      every combination of levels, the base's own level among them; with fraction,
+                   a regular part of them (two levels each)
     grid, zip      every combination of values; values taken side by side
     include        rows written out
     exclude        drops the combinations (factorial, grid, zip, tune) that match all it says
@@ -35,7 +36,8 @@ import pydantic
 from experiments import loader
 from experiments.schema import Experiment
 from experiments.yaml_text import ConfigError, Located, Mark, read, shown
-from sweeps.drafts import Change, Draft, Drafts, Own, changes_at
+from sweeps.drafts import Change, Draft, Drafts, Own, changes_at, fraction_of
+from sweeps.fraction import Fraction
 from sweeps.grammar import SweepFile, Tune, parse, too_many
 
 PRESETS = Path(__file__).parent / "presets"
@@ -51,6 +53,7 @@ class Variant:
     Attributes:
         levels: of a factorial's rows (and the baseline): the level of each factor, as text.
         tuned: of a tune's rows: {"of": the variant's label, "path": …, "value": …}.
+        seeds: of its own, the n-th against the sweep's n-th; empty: the sweep's.
     """
 
     label: str
@@ -60,6 +63,7 @@ class Variant:
     mark: Mark
     levels: Mapping[str, str] | None = None
     tuned: Mapping[str, Any] | None = None
+    seeds: tuple[int, ...] = ()
 
     @cached_property
     def identity(self) -> str:
@@ -79,13 +83,19 @@ class Sweep:
     base: Experiment
     variants: tuple[Variant, ...]
     seeds: tuple[int, ...]
-    match: Literal["params", "flops"] | None
+    match: Literal["params", "flops", "time"] | None
     tune: Tune | None
     overrides: tuple[str, ...] = ()
+    fraction: Fraction | None = None
 
     @property
     def baseline(self) -> Variant:
         return self.variants[0]
+
+    def runs(self, variant: Variant) -> dict[int, str]:
+        """The sweep's seeds -> a variant's run at each, or at the seed of its own beside it."""
+        own = variant.seeds or self.seeds
+        return {seed: variant.run_id(s) for seed, s in zip(self.seeds, own, strict=True)}
 
 
 def load(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Sweep:
@@ -122,6 +132,7 @@ class _Expansion:
         if not self.errors:
             variants = list(self.distinct([v for v in found if v is not None]))
             self.check_size(variants)
+            self.check_tries(variants)
         if self.errors or base is None:
             raise ConfigError(*dict.fromkeys(self.errors))
         return Sweep(
@@ -134,6 +145,7 @@ class _Expansion:
             match=f.match,
             tune=f.tune,
             overrides=self.overrides,
+            fraction=fraction_of(f, f.factorial),
         )
 
     def place(self, *path: str | int) -> Mark:
@@ -181,6 +193,12 @@ class _Expansion:
                 else:
                     others.append(change)
             factors[path] = [own, *others]
+            if self.file.fraction and len(others) != 1 and base is not None:
+                self.note(
+                    f"{self.place('factorial', path)}: fraction: needs two levels of each factor, "
+                    f"{path} has {len(others) + 1} (the base's own is one); take out fraction, "
+                    "or give each one other level"
+                )
         return factors
 
     # --- drafts to experiments ----------------------------------------------------------------
@@ -211,6 +229,11 @@ class _Expansion:
                     "grid, zip or tune, so it drops nothing; mend or remove it"
                 )
             dropped |= matched
+            if self.file.fraction and any(drafts[n].group == "factorial" for n in matched):
+                self.note(
+                    f"{self.place('exclude', i)}: exclude: drops cells of a fraction, and what is "
+                    "left would alias effects otherwise than the plan says; remove one of the two"
+                )
         gone = {drafts[n].label for n in dropped}
         return [
             draft
@@ -268,7 +291,14 @@ class _Expansion:
             return None
         group = "rows" if draft.group == "baseline" else draft.group
         return Variant(
-            draft.label, group, changes, experiment, draft.mark, draft.levels, draft.tuned
+            draft.label,
+            group,
+            changes,
+            experiment,
+            draft.mark,
+            draft.levels,
+            draft.tuned,
+            draft.seeds,
         )
 
     # --- checks of the whole --------------------------------------------------------------------
@@ -276,10 +306,10 @@ class _Expansion:
     def distinct(self, variants: list[Variant]) -> Iterator[Variant]:
         """Rows of their own, and those that may share another's runs; notes the others."""
         baseline = variants[0]
-        ids = {v.label: v.run_id(0) for v in variants}
+        ids = {v.label: (v.identity, v.seeds) for v in variants}
         recipes = [v for v in variants if v.group == "ladder"][-1:]
         recipes += [v for v in variants if v.group == "leave_one_out"]
-        first: dict[str, Variant] = {}
+        first: dict[tuple[str, tuple[int, ...]], Variant] = {}
         stood_for: set[str] = set()  # combinations that are the baseline
         for above, variant in zip([baseline, *variants], variants, strict=False):
             key = ids[variant.label]
@@ -333,9 +363,17 @@ class _Expansion:
                 f"{self.place()}: nothing to compare: add rows, ladder, factorial, grid, zip or "
                 "include (or seeds, two or more, to measure the noise of the baseline alone)"
             )
-        rows = len({v.run_id(0) for v in variants})
+        rows = len({(v.identity, v.seeds) for v in variants})
         if rows * len(f.seeds) > f.max_runs:
             self.note(too_many(self.located, f, rows))
+
+    def check_tries(self, variants: Sequence[Variant]) -> None:
+        tune = self.file.tune
+        if tune is not None and not any(v.tuned for v in variants) and not self.errors:
+            self.note(
+                f"{self.place('tune')}: tune: gives no row a try: each sets {tune.over} itself, or "
+                "its runs are the same at every value; remove it, or tune something else"
+            )
 
 
 def value_at(plain: Mapping[str, Any], dotted: str) -> Any:

@@ -13,7 +13,8 @@ from typing import Any
 
 from experiments import loader
 from experiments.yaml_text import Located, Mark, Path_
-from sweeps.grammar import SweepFile, Tune
+from sweeps.fraction import Fraction
+from sweeps.grammar import Replicated, Row, SweepFile, Tune
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Draft:
     mark: Mark
     levels: Mapping[str, str] | None = None
     tuned: Mapping[str, Any] | None = None
+    seeds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ class Drafts:
             kept = tuple(c for s in steps[: i + 1] for c in s.changes)
             drafts.append(Draft(step.label, "ladder", kept, step.mark))
         if f.leave_one_out:
-            drafts += self.leave_one_out(steps or rows, has_full=bool(steps))
+            recipe = steps or [row for row in rows if not row.seeds]
+            drafts += self.leave_one_out(recipe, has_full=bool(steps))
         if self.factors:
             drafts += self.factorial()
         drafts += self.product("grid", f.grid, itertools.product)
@@ -84,9 +87,11 @@ class Drafts:
         return Draft(self.file.baseline.label, "baseline", changes, mark, own)
 
     def row(self, group: str, index: int) -> Draft:
-        label: str = getattr(self.file, group)[index].label
+        row: Row = getattr(self.file, group)[index]
         changes = tuple(changes_at(self.located, (group, index, "set")))
-        return Draft(label, group, changes, self.place(group, index, "label"))
+        mark = self.place(group, index, "label")
+        seeds = row.seeds if isinstance(row, Replicated) else None
+        return Draft(row.label, group, changes, mark, seeds=seeds or ())
 
     def leave_one_out(self, steps: Sequence[Draft], has_full: bool) -> Iterator[Draft]:
         mark = self.place("leave_one_out")
@@ -98,7 +103,10 @@ class Drafts:
 
     def factorial(self) -> Iterator[Draft]:
         names = short_names(self.factors)
+        fraction = fraction_of(self.file, self.factors)
         for cell in itertools.product(*self.factors.values()):
+            if fraction and not fraction.has([isinstance(level, Change) for level in cell]):
+                continue
             levels = {p: shown_value(level) for p, level in zip(self.factors, cell, strict=True)}
             label = ", ".join(f"{names[path]}={text}" for path, text in levels.items())
             changes = tuple(level for level in cell if isinstance(level, Change))
@@ -130,7 +138,13 @@ class Drafts:
                 tuned = {"of": draft.label, "path": tune.over, "value": value}
                 label = f"{draft.label} @ {name}={shown_value(value)}"
                 changes = (*draft.changes, change)
-                yield Draft(label, "tune", changes, change.mark, tuned=tuned)
+                mark = change.mark
+                yield Draft(label, "tune", changes, mark, tuned=tuned, seeds=draft.seeds)
+
+
+def fraction_of(file: SweepFile, factors: Iterable[str]) -> Fraction | None:
+    """The fraction of a factorial that a sweep file asks for, its factors by their short names."""
+    return Fraction(tuple(short_names(factors).values()), file.fraction) if file.fraction else None
 
 
 def changes_at(located: Located, where: Path_) -> Iterator[Change]:

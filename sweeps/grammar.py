@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import pydantic
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from components.registry import Closed, did_you_mean
 from experiments import loader
 from experiments.yaml_text import ConfigError, Located, Path_
+from sweeps.fraction import GENERATORS, SHARES
 
 MOST_ROWS = 5000  # a product past this, and past max_runs, is refused before it is written out
 
@@ -22,11 +23,28 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Axes = dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]]
 
 
+def number(value: Any) -> float:
+    """What a tune may try: something that lies between others."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise wrong(
+            f"should be a number, got {loader.shorten(value)}; what is no number can be compared "
+            "with grid or factorial"
+        )
+    return value
+
+
 class Row(Closed):
     """A label and what it sets."""
 
     label: Label
     set: dict[str, Any] = Field(default_factory=dict)
+
+
+class Replicated(Row):
+    """A row that may have seeds of its own, as many as the sweep: the n-th of the one stands
+    against the n-th of the other, with other batches and other initial values."""
+
+    seeds: Annotated[tuple[Seed, ...] | None, Field(min_length=1)] = None
 
 
 class Baseline(Closed):
@@ -37,11 +55,13 @@ class Baseline(Closed):
 
 
 class Tune(Closed):
-    """Each variant tried at several values of one setting; its own value is a try too."""
+    """Each variant tried at several values of one number; its own value is a try too.
+
+    The try with the lowest mean `tuning/loss` stands for the variant in the table.
+    """
 
     over: str
-    values: Annotated[tuple[Any, ...], Field(min_length=1)]
-    by: Literal["val/loss"] = "val/loss"
+    values: Annotated[tuple[Annotated[Any, AfterValidator(number)], ...], Field(min_length=1)]
 
 
 class SweepFile(Closed):
@@ -53,15 +73,16 @@ class SweepFile(Closed):
     set: dict[str, Any] = Field(default_factory=dict)
     baseline: Baseline = Baseline()
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
-    rows: tuple[Row, ...] = ()
+    rows: tuple[Replicated, ...] = ()
     ladder: tuple[Row, ...] = ()
     leave_one_out: bool = False
     factorial: Axes = Field(default_factory=dict)
+    fraction: Literal["1/2", "1/4", "1/8"] | None = None
     grid: Axes = Field(default_factory=dict)
     zip: tuple[Axes, ...] = ()
-    include: tuple[Row, ...] = ()
+    include: tuple[Replicated, ...] = ()
     exclude: tuple[dict[str, Any], ...] = ()
-    match: Literal["params", "flops"] | None = None
+    match: Literal["params", "flops", "time"] | None = None
     tune: Tune | None = None
     max_runs: Annotated[int, Field(ge=1)] = 200
 
@@ -82,11 +103,7 @@ def parse(located: Located) -> SweepFile:
             f"{located.mark(())}: this is an experiment, not a sweep; a sweep has a base and rows"
         )
     file = check(SweepFile, located)
-    lines = [
-        f"{located.mark(('seeds', i))}: seeds: {seed} is given twice"
-        for i, seed in enumerate(file.seeds)
-        if seed in file.seeds[:i]
-    ]
+    lines = [*_twice(located, ("seeds",), file.seeds), *_own_seeds(located, file)]
     for i, axes in enumerate(file.zip):
         lengths = {path: len(values) for path, values in axes.items()}
         if len(set(lengths.values())) > 1:
@@ -94,19 +111,67 @@ def parse(located: Located) -> SweepFile:
             lines.append(
                 f"{located.mark(('zip', i))}: zip: lists side by side need one length: {told}"
             )
-    steps = len(file.ladder or file.rows)
+    steps = len(file.ladder or [row for row in file.rows if row.seeds is None])
     if file.leave_one_out and steps < 2:
         lines.append(
             f"{located.mark(('leave_one_out',))}: leave_one_out: needs two or more steps in ladder "
             f"(or rows) to leave one out of, got {steps}"
         )
-    products = [math.prod(map(len, axes.values())) for axes in (file.grid, file.factorial) if axes]
-    rows = sum(products) * (1 + len(file.tune.values) if file.tune else 1)
+    lines += _fraction(located, file)
+    for i, value in enumerate(file.tune.values if file.tune else ()):
+        if file.tune and value in file.tune.values[:i]:
+            lines.append(f"{located.mark(('tune', 'values', i))}: tune: {value} is given twice")
+    cells = math.prod(map(len, file.factorial.values()))
+    rows = math.prod(map(len, file.grid.values())) * bool(file.grid)
+    rows += cells * bool(file.factorial and not file.fraction)
+    rows *= 1 + len(file.tune.values) if file.tune else 1
     if rows > max(MOST_ROWS, file.max_runs):
         lines.append(too_many(located, file, rows))
     if lines:
         raise ConfigError(*lines)
     return file
+
+
+def _twice(located: Located, path: Path_, seeds: tuple[int, ...]) -> Iterator[str]:
+    for i, seed in enumerate(seeds):
+        if seed in seeds[:i]:
+            yield f"{located.mark((*path, i))}: seeds: {seed} is given twice"
+
+
+def _fraction(located: Located, file: SweepFile) -> Iterator[str]:
+    """What is wrong with a fraction before its factors' levels are known."""
+    if file.fraction is None:
+        return
+    mark, count = located.mark(("fraction",)), len(file.factorial)
+    if not file.factorial:
+        yield f"{mark}: fraction: of what? there is no factorial beside it"
+    elif (count, SHARES[file.fraction]) not in GENERATORS:
+        most = max(k for k, _ in GENERATORS)
+        least = min(k for k, p in GENERATORS if p == SHARES[file.fraction])
+        yield (
+            f"{mark}: fraction: {file.fraction} of {count} factors is no tabled design; "
+            f"it takes {least} to {most} factors"
+        )
+
+
+def _own_seeds(located: Located, file: SweepFile) -> Iterator[str]:
+    """What is wrong with the seeds of single rows."""
+    for group in ("rows", "include"):
+        for i, row in enumerate(getattr(file, group)):
+            if row.seeds is None:
+                continue
+            path = (group, i, "seeds")
+            yield from _twice(located, path, row.seeds)
+            if len(row.seeds) != len(file.seeds):
+                yield (
+                    f"{located.mark(path)}: seeds: '{row.label}' has {len(row.seeds)} of its own, "
+                    f"the sweep has {len(file.seeds)}; give it as many, each stands against one"
+                )
+            for seed in set(row.seeds) & set(file.seeds):
+                yield (
+                    f"{located.mark(path)}: seeds: {seed} is one of the sweep's, and '{row.label}' "
+                    "would share batches with another row's run; take others, 100 and up"
+                )
 
 
 def too_many(located: Located, file: SweepFile, rows: int) -> str:

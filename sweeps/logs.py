@@ -24,18 +24,19 @@ def chosen(root: Path, record: Mapping[str, Any], label: str | None, seed: int |
     """
     jobs = list(manifest.jobs(record))
     labels = [str(row["label"]) for row in record["rows"]]
-    seeds = ", ".join(map(str, record["seeds"]))
+    numbers = sorted({job.seed for job in jobs})
+    seeds = ", ".join(map(str, numbers))
     if label is not None and label not in labels:
         raise UserError(f"{record['name']}: no row '{label}'{did_you_mean(label, labels)}")
-    if seed is not None and seed not in record["seeds"]:
+    if seed is not None and seed not in numbers:
         raise UserError(f"{record['name']}: no seed {seed} (seeds: {seeds})")
     wanted = {
         run
         for row in record["rows"]
-        for number, run in row["runs"].items()
-        if label in (None, row["label"]) and seed in (None, int(number))
+        for run in row["runs"].values()
+        if label in (None, row["label"])
     }
-    found = [job for job in jobs if job.id in wanted]
+    found = [job for job in jobs if job.id in wanted and seed in (None, job.seed)]
     if len(found) == 1:
         view = status.unfinished(root, found)
         return status.read(root, found[0], record["name"], view)

@@ -3,17 +3,21 @@
 `table` and `status` read it, and the executors: each row holds its resolved experiment, so that a
 worker or a retry needs neither the sweep file nor the base as they were. Reading needs no torch.
 
-    {"schema": 1, "name", "file", "description", "baseline": label, "match", "tune", "overrides",
-     "seeds": [0, 1], "tokens": budget of the baseline,
-     "rows": [{"label", "group", "changes", "parameters", "flops_per_token", "mismatch",
-               "solved": {path: width}, "levels", "tuned", "runs": {seed: run id}, "experiment"}]}
+    {"schema": 1, "name", "file", "file_digest", "description", "baseline": label, "match", "tune",
+     "overrides", "seeds": [0, 1], "tokens": budget of the baseline,
+     "rows": [{"label", "group", "changes", "differences": [as `plan` shows them], "parameters",
+               "flops_per_token", "mismatch", "solved": {path: width}, "levels", "tuned",
+               "seeds": {seed: the row's own}, "runs": {seed: run id}, "experiment"}]}
 
-The baseline is the first row. Two rows may have a run in common.
+The baseline is the first row. Two rows may have a run in common. `runs` is keyed by the sweep's
+seeds in every row; where a row has seeds of its own, its `seeds` says which, and else is empty.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,11 +52,13 @@ def build(sweep: Sweep, rows: Sequence[Sized]) -> dict[str, Any]:
     """The manifest of a sweep whose variants are counted and matched."""
     from experiments import loader
     from experiments.yaml_text import shown
+    from sweeps.differences import differences
 
     return {
         "schema": SCHEMA,
         "name": sweep.name,
         "file": shown(sweep.file),
+        "file_digest": digest(sweep.file),
         "description": sweep.description,
         "baseline": sweep.baseline.label,
         "match": sweep.match,
@@ -65,18 +71,65 @@ def build(sweep: Sweep, rows: Sequence[Sized]) -> dict[str, Any]:
                 "label": row.variant.label,
                 "group": row.variant.group,
                 "changes": dict(row.variant.changes),
+                "differences": list(differences(sweep, row.variant, row.solved)),
                 "parameters": row.counts.parameters,
                 "flops_per_token": row.counts.flops_per_token,
                 "mismatch": row.mismatch,
                 "solved": dict([row.solved]) if row.solved else {},
                 "levels": row.variant.levels,
                 "tuned": row.variant.tuned,
-                "runs": {str(seed): row.variant.run_id(seed) for seed in sweep.seeds},
+                "seeds": {
+                    str(seed): own
+                    for seed, own in zip(sweep.seeds, row.variant.seeds, strict=False)
+                },
+                "runs": {str(seed): id for seed, id in sweep.runs(row.variant).items()},
                 "experiment": loader.resolved(row.variant.experiment),
             }
             for row in rows
         ],
     }
+
+
+def digest(file: Path) -> str:
+    """Of what a sweep file and the bases below it say; comments and order of keys aside.
+
+    Raises:
+        UserError: one of them can't be read.
+    """
+    from experiments import loader
+
+    said: list[Any] = []
+    seen: set[Path] = set()
+    while file.resolve() not in seen:  # a base that includes itself is told where it is loaded
+        seen.add(file.resolve())
+        said.append(read(file).data)
+        base = said[-1].get("base")
+        if isinstance(base, str):
+            file = loader.find_base(base, file.parent)
+    text = json.dumps(said, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def changed_since(root: Path, sweep: str | Mapping[str, Any]) -> str | None:
+    """One line where a sweep's file, or a base of it, says something else than when it was run.
+
+    `sweep` is its name or its manifest. None where nothing changed, where the file is gone, and
+    for manifests of before there was a digest.
+    """
+    data = load(root, sweep) if isinstance(sweep, str) else sweep
+    file, then = Path(data["file"]), data.get("file_digest")
+    if then is None or not file.is_file():
+        return None
+    try:
+        now: str | None = digest(file)
+    except UserError:  # it is not what it was, whatever is wrong with it
+        now = None
+    if now == then:
+        return None
+    return (
+        f"{file} (or its base) has changed since '{data['name']}' was run; this is what was run "
+        f"then, and python run.py sweep {file} runs what it says now"
+    )
 
 
 def path_of(root: Path, name: str) -> Path:
@@ -141,6 +194,9 @@ def load(root: Path, name: str) -> dict[str, Any]:
         if not isinstance(row, dict):
             raise UserError(f"{where}: is {type(row).__name__}, not a mapping")
         _check(row, _ROW_KEYS, where)
+        own = row.get("seeds", {})
+        if not isinstance(own, dict) or not all(isinstance(seed, int) for seed in own.values()):
+            raise UserError(f"{where}: seeds are {own!r}, not a seed for each of the sweep's")
         for seed, run in row["runs"].items():
             plain = isinstance(run, str) and Path(run).name == run and run not in ("", ".", "..")
             if not (plain and seed.isdecimal()):
@@ -183,7 +239,8 @@ def jobs(data: Mapping[str, Any]) -> Iterator[Job]:
             run = row["runs"].get(str(seed))
             if run is not None and run not in seen:
                 seen.add(run)
-                yield Job(run, seed, row["label"], row["experiment"])
+                own = row.get("seeds", {}).get(str(seed), seed)
+                yield Job(run, own, row["label"], row["experiment"])
 
 
 def state(root: Path, job: Job) -> str:

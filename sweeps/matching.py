@@ -2,7 +2,8 @@
 
 `match: params` compares all trained parameters, embeddings and a learned position table included:
 a variant without the table gets that many more in its feed-forward layers. `match: flops` compares
-training FLOPs per token at the variant's own sequence length.
+training FLOPs per token at the variant's own sequence length. `match: time` compares the measured
+time of a training step: see probe.py.
 
 The free width is `model.ffn.hidden`. A variant that sets it itself, or has no feed-forward layer,
 is matched in `model.mixer.hidden` where its mixer has one (lstm), and otherwise left as it is. A
@@ -10,7 +11,7 @@ width is a multiple of the component's `multiple_of`, or any whole number where 
 more than 1%. A variant that no width brings nearer, or that has too much at the narrowest, stays
 as it is written, and so keeps its runs. What is left of the difference is printed, never hidden.
 
-All of it is counted on models without numbers, on torch's meta device.
+Sizes and FLOPs are counted on models without numbers, on torch's meta device.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from sweeps.design import Sweep, Variant
 if TYPE_CHECKING:
     from components.decoder import Counts
     from components.dims import Dims
+    from sweeps.probe import Probes
 
 TOLERANCE = 0.01
 WIDEST = 1 << 24
@@ -49,11 +51,19 @@ class Sized:
     solved: tuple[str, int] | None = None
 
 
-def sized(sweep: Sweep, cache: Path) -> tuple[Sized, ...]:
+def sized(sweep: Sweep, cache: Path, probes: Probes) -> tuple[Sized, ...]:
     """Every variant counted, and matched to the baseline where the sweep asks for it.
 
-    `cache` is where prepared data lies, which some tokenizers' vocabulary is read from.
+    `cache` is where prepared data lies, which some tokenizers' vocabulary is read from; `probes`
+    are for `match: time` alone.
+
+    Raises:
+        UserError: as `probe.timed`.
     """
+    if sweep.match == "time":
+        from sweeps.probe import timed
+
+        return timed(sweep, cache, probes)
 
     def counts(experiment: Experiment) -> Counts:
         return measure(experiment, cache, flops=True)

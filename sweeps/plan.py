@@ -12,7 +12,7 @@ import contextlib
 import json
 import statistics
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,8 @@ from experiments.record import FINISHED, Run, all_ids, read_json
 from experiments.yaml_text import read, shown
 from sweeps import manifest, matching
 from sweeps.design import Sweep, Variant, value_at
-from sweeps.drafts import shown_value
+from sweeps.differences import differences
+from sweeps.probe import Probes
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -31,7 +32,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PlanRow:
-    """One variant: how it differs from the base, what it is made of, the states of its runs."""
+    """One variant: how it differs from the base, what it is made of, the states of its runs.
+
+    `try_of` is set on the tries of `tune`: the label of the variant that each is a try of.
+    `tries` is set on those variants: the values tried, their own among them, in order.
+    """
 
     label: str
     group: str
@@ -39,7 +44,9 @@ class PlanRow:
     parameters: int
     flops_per_token: float
     mismatch: float | None
-    states: Mapping[int, str]  # seed -> Run.state
+    states: Mapping[int, str]  # the sweep's seed -> Run.state
+    try_of: str | None = None
+    tries: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,11 +57,13 @@ class Plan:
         flops: training FLOPs of all runs; `missing_flops` of those not finished.
         seconds: what the missing runs would take one after another, at the median speed of the
             runs finished below the same root; None if there are none.
+        notes: what is to be known of the design, line by line: a fraction and its aliases.
         manifest: what `manifest.write` writes.
     """
 
     name: str
     match: str | None
+    tune: str | None
     seeds: tuple[int, ...]
     rows: tuple[PlanRow, ...]
     runs: int
@@ -62,33 +71,35 @@ class Plan:
     flops: float
     missing_flops: float
     seconds: float | None
+    notes: tuple[str, ...]
     manifest: Mapping[str, Any]
 
     def as_json(self) -> dict[str, Any]:
         """All but the manifest, as plain data."""
         plain = {key: value for key, value in asdict(self).items() if key != "manifest"}
-        plain["seeds"] = list(self.seeds)
         for row in plain["rows"]:
-            row["differences"] = list(row["differences"])
             row["states"] = {str(seed): state for seed, state in row["states"].items()}
-        return {"schema": 1, **plain, "rows": list(plain["rows"])}
+        return {"schema": 1, **plain}
 
 
-def plan(sweep: Sweep, root: Path) -> Plan:
-    """The plan of a sweep whose runs lie below `root`. Writes nothing.
+def plan(sweep: Sweep, root: Path, *, here: bool = True) -> Plan:
+    """The plan of a sweep whose runs lie below `root`. Writes nothing but probes of `match: time`.
+
+    `here`: its runs will be carried out on this machine, so that their time can be measured on it.
 
     Raises:
-        UserError: a stored run was made with other defaults, or a record is damaged.
+        UserError: a stored run was made with other defaults, or a record is damaged; the time of a
+            step is not known and can't be measured.
     """
     check_tasks(sweep)
-    sized = matching.sized(sweep, root / "data")
+    sized = matching.sized(sweep, root / "data", Probes(root / "probes", measuring=here))
     rows, states, costs = [], {}, {}
     changed: list[str] = []
     for item in sized:
         variant = item.variant
         training = variant.experiment.training
-        for seed in sweep.seeds:
-            run = Run(root, variant.run_id(seed))
+        runs = {seed: Run(root, id) for seed, id in sweep.runs(variant).items()}
+        for run in runs.values():
             if run.id not in states:
                 evaluation = variant.experiment.evaluation
                 states[run.id] = manifest.scored_state(run, evaluation.model_dump())
@@ -104,7 +115,9 @@ def plan(sweep: Sweep, root: Path) -> Plan:
                 item.counts.parameters,
                 item.counts.flops_per_token,
                 item.mismatch,
-                {seed: states[variant.run_id(seed)] for seed in sweep.seeds},
+                {seed: states[run.id] for seed, run in runs.items()},
+                variant.tuned["of"] if variant.tuned else None,
+                tries(sweep, variant),
             )
         )
     if changed:
@@ -116,6 +129,7 @@ def plan(sweep: Sweep, root: Path) -> Plan:
     return Plan(
         name=sweep.name,
         match=sweep.match,
+        tune=sweep.tune.over if sweep.tune else None,
         seeds=sweep.seeds,
         rows=tuple(rows),
         runs=len(states),
@@ -123,8 +137,58 @@ def plan(sweep: Sweep, root: Path) -> Plan:
         flops=sum(costs.values()),
         missing_flops=missing_flops,
         seconds=0.0 if not missing else seconds,
+        notes=notes(sweep),
         manifest=manifest.build(sweep, sized),
     )
+
+
+def tries(sweep: Sweep, variant: Variant) -> tuple[float, ...]:
+    """The values at which a variant is tried, its own among them; empty where it has no tries."""
+    others = [
+        v.tuned["value"] for v in sweep.variants if v.tuned and v.tuned["of"] == variant.label
+    ]
+    if not others or sweep.tune is None:
+        return ()
+    own = value_at(loader.resolved(variant.experiment), sweep.tune.over)
+    return tuple(sorted([*others, *([own] if isinstance(own, int | float) else [])]))
+
+
+def notes(sweep: Sweep) -> tuple[str, ...]:
+    """What is to be known of the design before anything is spent."""
+    fraction = sweep.fraction
+    if fraction is None:
+        return ()
+    head, *aliases = fraction.lines
+    cells = sum(v.levels is not None and v.tuned is None for v in sweep.variants)
+    of_each = max(1, len(tries(sweep, sweep.baseline))) * len(sweep.seeds)
+    return (f"{head}; {(2 ** len(fraction.names) - cells) * of_each} runs saved", *aliases)
+
+
+def at_edges(rows: Iterable[tuple[str, str, Sequence[float], str | None]]) -> list[str]:
+    """A line for each edge of a grid at which some rows are best, with the next value beyond.
+
+    `rows`: label, path, the values tried in order, and `low` or `high` where the best is at one.
+    A grid without negative values ends at 0.
+    """
+    best: dict[tuple[str, str, tuple[float, ...]], list[str]] = {}
+    for label, path, values, edge in rows:
+        if edge is not None and len(values) > 1:
+            best.setdefault((path, edge, tuple(values)), []).append(label)
+    return [
+        f"best at the {'highest' if edge == 'high' else 'lowest'} {path} tried, "
+        f"{values[-1] if edge == 'high' else values[0]:g}: {', '.join(labels)}; "
+        f"to look beyond it, add {beyond(values, edge):g} to tune.values"
+        for (path, edge, values), labels in best.items()
+        if beyond(values, edge) >= 0 or values[0] < 0
+    ]
+
+
+def beyond(values: Sequence[float], edge: str) -> float:
+    """The value that continues a grid past its edge, by the ratio of its last two, or by their
+    difference where they are not both above 0; to two digits."""
+    inner, last = values[-2:] if edge == "high" else (values[1], values[0])
+    following = last * last / inner if min(inner, last) > 0 else 2 * last - inner
+    return float(f"{following:.1e}")
 
 
 def changed_defaults(run: Run, variant: Variant) -> list[str]:
@@ -182,41 +246,6 @@ def check_tasks(sweep: Sweep, *, fetch: bool = False) -> None:
             raise UserError(f"{variant.mark}: '{variant.label}': {error}") from error
 
 
-def differences(
-    sweep: Sweep, variant: Variant, solved: tuple[str, int] | None = None
-) -> tuple[str, ...]:
-    """What a variant changes, to be read: `model.norm: layernorm → rmsnorm`."""
-    base, now = loader.resolved(sweep.base), loader.resolved(variant.experiment)
-    lines: list[str] = []
-    for path, value in variant.changes.items():
-        before = value_at(base, path)
-        if before == value:
-            continue
-        beside = []
-        if isinstance(before, dict) and "name" in before:
-            beside = side_effects(before, value, value_at(now, path), path)
-            same = isinstance(value, dict) and value.get("name") == before["name"]
-            shared = {k: v for k, v in before.items() if same and k in value}
-            before = shared or before["name"]
-        arrow = "" if before is None else f"{shown_value(before)} → "
-        lines += [f"{path}: {arrow}{shown_value(value)}", *beside]
-    if solved is not None:
-        lines.append(f"{solved[0]}: {solved[1]} (solved)")
-    return tuple(lines)
-
-
-def side_effects(before: Any, written: Any, now: Any, path: str) -> list[str]:
-    """Parameters that a replaced component has too, and that changed without being written."""
-    named = {"name", "hidden", *(written if isinstance(written, dict) else ())}
-    if not isinstance(now, dict):
-        return []
-    return [
-        f"{path}.{key}: {shown_value(old)} → {shown_value(now[key])} (by default)"
-        for key, old in before.items()
-        if key not in named and key in now and now[key] != old
-    ]
-
-
 def measured_speed(root: Path) -> float | None:
     """Median training FLOPs per second of the finished runs below `root`."""
     speeds = []
@@ -246,25 +275,34 @@ def render(plan: Plan) -> RenderableType:
     table.add_column("runs")
     group = plan.rows[0].group
     for row in plan.rows:
+        if row.try_of is not None:
+            continue
         if row.group != group:
             table.add_section()
             group = row.group
-        cells = [Text(row.label), Text("\n".join(row.differences) or "—")]
+        lines = list(row.differences)
+        if row.tries:
+            lines.append(f"{len(row.tries)} tries of {plan.tune}: {', '.join(map(str, row.tries))}")
+        cells = [Text(row.label), Text("\n".join(lines) or "—")]
         cells += [Text(short(row.parameters)), Text(short(row.flops_per_token))]
         if plan.match:
             off = row.mismatch or 0.0
             style = "yellow" if abs(off) > matching.TOLERANCE else ""
             cells.append(Text(f"{off:+.2%}".replace("-", "−"), style=style))
         counted = Counter(row.states.values())
+        counted.update(s for r in plan.rows if r.try_of == row.label for s in r.states.values())
         cells.append(Text(", ".join(f"{n} {state}" for state, n in counted.items())))
         table.add_row(*cells)
-    return Group(table, Text(), Text(totals(plan)))
+    said = [*plan.notes, totals(plan)]
+    return Group(table, Text(), *map(Text, said))
 
 
 def totals(plan: Plan) -> str:
     """`12 runs (4 rows x 3 seeds), 9 to do: 1.2 PFLOP of training, about 12 min on one worker`."""
     seeds = f"{len(plan.seeds)} seed{'s' * (len(plan.seeds) != 1)}"
-    line = f"{plan.runs} runs ({len(plan.rows)} rows x {seeds}), {plan.missing} to do"
+    more = sum(row.try_of is not None for row in plan.rows)
+    rows = f"{len(plan.rows) - more} rows{f' and {more} more tries,' if more else ''}"
+    line = f"{plan.runs} runs ({rows} x {seeds}), {plan.missing} to do"
     if not plan.missing:
         return line
     line += f": {short(plan.missing_flops)} training FLOPs"

@@ -28,7 +28,7 @@ from experiments.record import disk_error, read_json
 SCHEMA = 1
 SOURCE = Path(__file__).parent.parent
 ROOMS = ("components", "experiments", "sweeps", "analysis")
-KINDS = (".py", ".yaml")
+KINDS = (".py", ".yaml", ".html")
 RECORD = "snapshot.json"
 
 

@@ -152,6 +152,43 @@ def test_tune_tries_each_row_at_each_value_and_counts_its_own_value_as_a_try():
     assert sweep.variants[-1].experiment.model.norm.name == "rmsnorm"
 
 
+def test_a_row_may_stand_again_at_seeds_of_its_own_and_so_do_its_tries():
+    sweep = load(
+        "seeds: [0, 1]\n"
+        "rows: [{label: again, seeds: [100, 101]}]\n"
+        "include: [{label: RMSNorm, set: {model.norm: rmsnorm}, seeds: [7, 8]}]\n"
+        "tune: {over: training.lr, values: [2e-3]}\n"
+    )
+    again, rmsnorm = sweep.variants[1:3]
+    assert again.identity == sweep.baseline.identity
+    assert sweep.runs(again) == {0: again.run_id(100), 1: again.run_id(101)}
+    assert sweep.runs(rmsnorm) == {0: rmsnorm.run_id(7), 1: rmsnorm.run_id(8)}
+    assert sweep.runs(sweep.baseline) == {s: sweep.baseline.run_id(s) for s in (0, 1)}
+    assert {v.label: v.seeds for v in sweep.variants if v.tuned} == {
+        "baseline @ lr=0.002": (),
+        "again @ lr=0.002": (100, 101),
+        "RMSNorm @ lr=0.002": (7, 8),
+    }
+    runs = [run for v in sweep.variants for run in sweep.runs(v).values()]
+    assert len(set(runs)) == len(runs) == 6 * 2
+
+
+def test_a_fraction_has_the_baselines_cell_and_a_balanced_half_of_the_others():
+    sweep = load(
+        "factorial: {model.norm: [rmsnorm], model.block: [pre, post], model.ffn: [swiglu]}\n"
+        "fraction: 1/2\n"
+    )
+    cells = [tuple((v.levels or {}).values()) for v in sweep.variants]
+    assert cells == [
+        ("layernorm", "pre", "mlp"),
+        ("layernorm", "post", "swiglu"),
+        ("rmsnorm", "pre", "swiglu"),
+        ("rmsnorm", "post", "mlp"),
+    ]
+    assert sweep.fraction is not None
+    assert sweep.fraction.aliases[0] == ("norm", "block × ffn")
+
+
 def test_a_component_is_replaced_whole_and_a_longer_path_changes_one_parameter():
     sweep = load(
         "set: {model.ffn: {name: mlp, hidden: 100, bias: true}}\n"
@@ -257,7 +294,7 @@ WRONG = {
             "(known: name, hidden, activation, bias, multiple_of)",
             "sweep.yaml:4:42: model.tie_embeddings: should be true or false, got 1",
             "sweep.yaml:5:22: model.position: unknown position 'rotery' — did you mean 'rotary'? "
-            "(known: alibi, learned, none, rotary, sinusoidal)",
+            "(known: alibi, learned, none, rotary, sinusoidal, t5)",
             "sweep.yaml:5:46: training.lr: should be greater than 0, got -1",
         ],
     ),
@@ -345,10 +382,10 @@ WRONG = {
             "sweep.yaml:2:9: seeds.0: should be at least 0, got -1",
             "sweep.yaml:3:8: rows.0.label: is missing; give it a value",
             "sweep.yaml:3:9: rows.0.lable: unknown key 'lable' — did you mean 'label'? "
-            "(known: label, set)",
+            "(known: label, set, seeds)",
             "sweep.yaml:3:19: rows.0.set: should be a mapping, got [1]",
             "sweep.yaml:4:8: grid.training.lr: should be a list, got 3",
-            "sweep.yaml:5:1: match: should be 'params' or 'flops', got 'param'",
+            "sweep.yaml:5:1: match: should be 'params', 'flops' or 'time', got 'param'",
             "sweep.yaml:6:1: leave_one_out: should be true or false, got 'maybe'",
         ],
     ),
@@ -357,6 +394,86 @@ WRONG = {
         [
             "sweep.yaml:1:1: nothing to compare: add rows, ladder, factorial, grid, zip or include "
             "(or seeds, two or more, to measure the noise of the baseline alone)"
+        ],
+    ),
+    "seeds of a row that do not fit the sweep's": (
+        "seeds: [0, 1]\n"
+        "rows:\n"
+        "  - {label: A, seeds: [1, 100]}\n"
+        "  - {label: B, seeds: [100, 101, 101]}\n"
+        "ladder: [{label: C, seeds: [100, 101]}]\n",
+        [
+            "sweep.yaml:6:21: ladder.0.seeds: unknown key 'seeds' (known: label, set)",
+        ],
+    ),
+    "as many seeds, each once, none of the sweep's": (
+        "seeds: [0, 1]\n"
+        "rows:\n"
+        "  - {label: A, seeds: [1, 100]}\n"
+        "  - {label: B, seeds: [100, 101, 101]}\n",
+        [
+            "sweep.yaml:4:16: seeds: 1 is one of the sweep's, and 'A' would share batches with "
+            "another row's run; take others, 100 and up",
+            "sweep.yaml:5:34: seeds: 101 is given twice",
+            "sweep.yaml:5:16: seeds: 'B' has 3 of its own, the sweep has 2; "
+            "give it as many, each stands against one",
+        ],
+    ),
+    "two rows of one experiment at the same seeds": (
+        "seeds: [0, 1]\nrows: [{label: A, seeds: [7, 8]}, {label: B, seeds: [7, 8]}]\n",
+        ["sweep.yaml:3:36: 'B' is the same experiment as 'A' (line 3); remove one of them"],
+    ),
+    "a row with seeds of its own is no step of a recipe": (
+        "seeds: [0, 1]\n"
+        "rows: [{label: A, seeds: [7, 8]}, {label: B, set: {model.norm: none}}]\n"
+        "leave_one_out: true\n",
+        [
+            "sweep.yaml:4:1: leave_one_out: needs two or more steps in ladder (or rows) to leave "
+            "one out of, got 1"
+        ],
+    ),
+    "tries that are no numbers, or twice the same": (
+        "tune: {over: model.norm, values: [rmsnorm, true, .nan]}\n",
+        [
+            f"sweep.yaml:2:{column}: tune.values.{i}: should be a number, got {value}; what is no "
+            "number can be compared with grid or factorial"
+            for i, (column, value) in enumerate([(35, "'rmsnorm'"), (44, "true"), (50, "nan")])
+        ],
+    ),
+    "a try given twice": (
+        "tune: {over: training.lr, values: [1e-3, 2e-3, 0.001]}\n",
+        ["sweep.yaml:2:48: tune: 0.001 is given twice"],
+    ),
+    "a tune that tries nothing": (
+        "seeds: [0, 1]\ntune: {over: execution.threads, values: [1, 2]}\n",
+        [
+            "sweep.yaml:3:1: tune: gives no row a try: each sets execution.threads itself, or its "
+            "runs are the same at every value; remove it, or tune something else"
+        ],
+    ),
+    "a fraction of nothing": (
+        "seeds: [0, 1]\nfraction: 1/2\n",
+        ["sweep.yaml:3:1: fraction: of what? there is no factorial beside it"],
+    ),
+    "a fraction of too few factors": (
+        "factorial: {model.norm: [none], model.block: [post]}\nfraction: 1/4\n",
+        ["sweep.yaml:3:1: fraction: 1/4 of 2 factors is no tabled design; it takes 5 to 8 factors"],
+    ),
+    "a fraction of factors of three levels": (
+        "factorial: {model.norm: [none, rmsnorm], model.block: [post], model.ffn: [swiglu]}\n"
+        "fraction: 1/2\n",
+        [
+            "sweep.yaml:2:13: fraction: needs two levels of each factor, model.norm has 3 (the "
+            "base's own is one); take out fraction, or give each one other level"
+        ],
+    ),
+    "a fraction with holes": (
+        "factorial: {model.norm: [none], model.block: [post], model.ffn: [swiglu]}\n"
+        "fraction: 1/2\n"
+        "exclude: [{model.norm: none, model.block: post}]\n",
+        [
+            "sweep.yaml:4:11: exclude: drops cells of a fraction, and what is left would alias "
+            "effects otherwise than the plan says; remove one of the two"
         ],
     ),
     "no seeds": ("seeds: []\n", ["sweep.yaml:2:1: seeds: should have at least 1 item, got []"]),

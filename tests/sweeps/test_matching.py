@@ -9,7 +9,7 @@ import torch
 
 from components import decoder
 from experiments import loader
-from sweeps import design, matching
+from sweeps import design, matching, probe
 
 BASE = """\
 model: {d_model: 128, n_layers: 2, n_heads: 4}
@@ -34,7 +34,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def rows(text: str) -> dict[str, matching.Sized]:
     Path("s.yaml").write_text("base: base.yaml\n" + text)
-    return {row.variant.label: row for row in matching.sized(design.load("s.yaml"), Path("cache"))}
+    return {
+        row.variant.label: row
+        for row in matching.sized(
+            design.load("s.yaml"), Path("cache"), probe.Probes(Path("probes"))
+        )
+    }
 
 
 @pytest.mark.parametrize("match", ["params", "flops"])

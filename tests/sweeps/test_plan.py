@@ -15,7 +15,8 @@ from rich.console import Console
 from components.registry import UserError
 from experiments import loader
 from experiments.record import Run, write_json
-from sweeps import design, manifest, plan
+from sweeps import design, logs, manifest, plan
+from tests.command_line import ceteris
 
 SWEEP = """\
 base: base.yaml
@@ -53,7 +54,8 @@ def begin(root: Path, variant: design.Variant, seed: int) -> Run:
 
 def finish(root: Path, variant: design.Variant, seed: int, **result: Any) -> None:
     run = begin(root, variant, seed)
-    write_json(run / "result.json", {"schema": 1, "id": run.id, "status": "done", **result})
+    whole = {"schema": 1, "id": run.id, "status": "done", "seed": seed, **result}
+    write_json(run / "result.json", whole)
 
 
 def test_plan_counts_each_run_once_and_knows_what_is_done(root: Path):
@@ -168,6 +170,129 @@ def test_the_manifest_holds_solved_widths_levels_and_tries(root: Path):
     assert rows[3]["solved"] == rows[1]["solved"]
 
 
+def test_the_manifest_says_differences_and_seeds_of_a_rows_own(root: Path):
+    Path("demo.yaml").write_text(
+        "base: base.yaml\nseeds: [0, 1]\nrows:\n"
+        "  - {label: again, seeds: [100, 101]}\n"
+        "  - {label: fast, set: {training.lr: 3e-3}}\n"
+    )
+    sweep = design.load("demo.yaml")
+    made = plan.plan(sweep, root)
+    manifest.write(root, made.manifest)
+    data = manifest.load(root, "demo")
+    base, again, fast = data["rows"]
+    assert [row["differences"] for row in data["rows"]] == [
+        [], ["seeds: 100, 101"], ["training.lr: 0.001 → 0.003"]
+    ]  # fmt: skip
+    assert (base["seeds"], again["seeds"], fast["seeds"]) == ({}, {"0": 100, "1": 101}, {})
+    jobs = {job.id: job for job in manifest.jobs(data)}
+    assert [jobs[again["runs"][s]].seed for s in ("0", "1")] == [100, 101]
+    for job in jobs.values():
+        assert loader.run_id(manifest.experiment(job), job.seed) == job.id
+    finish(root, sweep.variants[1], 101)
+    assert plan.plan(sweep, root).rows[1].states == {0: "pending", 1: "done"}
+    assert logs.chosen(root, data, "again", 101).id == again["runs"]["1"]
+    with pytest.raises(UserError, match=r"no seed 7 \(seeds: 0, 1, 100, 101\)"):
+        logs.chosen(root, data, "again", 7)
+
+
+def test_a_manifest_of_before_there_were_seeds_of_a_rows_own_is_read(root: Path):
+    made = plan.plan(design.load("demo.yaml"), root)
+    old = json.loads(json.dumps(made.manifest))
+    del old["file_digest"]
+    for row in old["rows"]:
+        del row["seeds"], row["differences"]
+    manifest.write(root, old)
+    data = manifest.load(root, "demo")
+    assert [job.seed for job in manifest.jobs(data)] == [0] * 6 + [1] * 6
+    Path("demo.yaml").write_text("base: base.yaml\nseeds: [0, 1, 2]\n")
+    assert manifest.changed_since(root, "demo") is None  # nothing to tell it by
+
+
+def test_a_sweep_file_that_says_something_else_than_when_it_ran_is_told(root: Path):
+    record = plan.plan(design.load("demo.yaml"), root).manifest
+    manifest.write(root, record)
+    assert manifest.changed_since(root, "demo") is None
+    Path("demo.yaml").write_text("# a comment\n" + SWEEP)
+    assert manifest.changed_since(root, "demo") is None
+    line = (
+        "demo.yaml (or its base) has changed since 'demo' was run; this is what was run then, and "
+        "python run.py sweep demo.yaml runs what it says now"
+    )
+    Path("demo.yaml").write_text(SWEEP.replace("3e-3", "2e-3"))
+    assert manifest.changed_since(root, record) == line
+    Path("demo.yaml").write_text("rows: [")
+    assert manifest.changed_since(root, "demo") == line
+    Path("demo.yaml").write_text(SWEEP)
+    base = Path("base.yaml").read_text()
+    Path("base.yaml").write_text(base.replace("lr: 1e-3", "lr: 2e-3"))
+    assert manifest.changed_since(root, "demo") == line
+    Path("base.yaml").write_text("base: base.yaml\n" + base)
+    assert manifest.changed_since(root, "demo") == line
+    Path("demo.yaml").unlink()
+    assert manifest.changed_since(root, "demo") is None
+
+
+def rendered(made: plan.Plan) -> str:
+    out = io.StringIO()
+    Console(file=out, width=120).print(plan.render(made))
+    return out.getvalue()
+
+
+def test_tries_are_folded_into_their_rows_and_all_of_them_counted(root: Path):
+    Path("demo.yaml").write_text(
+        "base: base.yaml\nseeds: [0, 1]\n"
+        "rows:\n  - {label: A, set: {model.norm: rmsnorm}}\n"
+        "  - {label: fixed, set: {training.lr: 7e-4}}\n"
+        "tune: {over: training.lr, values: [3e-3, 3e-4, 1e-3]}\n"
+    )
+    made = plan.plan(design.load("demo.yaml"), root)
+    assert [(row.try_of, row.tries) for row in made.rows[:3]] == [
+        (None, (0.0003, 0.001, 0.003)),
+        (None, (0.0003, 0.001, 0.003)),
+        (None, ()),
+    ]
+    assert [row.try_of for row in made.rows[3:]] == ["baseline"] * 2 + ["A"] * 2
+    text = rendered(made)
+    assert text.count("3 tries of training.lr: 0.0003, 0.001, 0.003") == 2
+    assert " @ " not in text
+    assert text.count("6 pending") == 2
+    assert text.count("2 pending") == 1
+    assert "14 runs (3 rows and 4 more tries, x 2 seeds), 14 to do" in text
+
+
+def test_a_fraction_states_cells_saved_resolution_and_aliases(root: Path):
+    Path("demo.yaml").write_text(
+        "base: base.yaml\nseeds: [0, 1]\nfraction: 1/2\n"
+        "factorial: {model.norm: [rmsnorm], model.block: [post], model.ffn: [swiglu]}\n"
+        "tune: {over: training.lr, values: [2e-3]}\n"
+    )
+    made = plan.plan(design.load("demo.yaml"), root)
+    assert made.runs == 4 * 2 * 2
+    assert made.notes[0].endswith("main effects are aliased with pairs; 16 runs saved")
+    assert made.notes[1] == "  aliased: norm = block × ffn"
+    assert made.notes[0] in rendered(made)
+
+
+def test_a_best_try_at_the_edge_of_its_grid_comes_with_the_next_value():
+    grid = (3e-4, 1e-3, 3e-3)
+    assert plan.at_edges(
+        [
+            ("A", "training.lr", grid, "high"),
+            ("B", "training.lr", grid, None),
+            ("C", "training.lr", grid, "high"),
+            ("D", "training.lr", grid, "low"),
+            ("E", "model.dropout", (0.0, 0.1), "low"),
+            ("F", "training.lr", (1e-3,), "low"),
+        ]
+    ) == [
+        "best at the highest training.lr tried, 0.003: A, C; to look beyond it, add 0.009 to "
+        "tune.values",
+        "best at the lowest training.lr tried, 0.0003: D; to look beyond it, add 9e-05 to "
+        "tune.values",
+    ]  # below a dropout of 0 there is nothing
+
+
 def test_two_sweep_files_of_one_name_do_not_overwrite_each_other(root: Path):
     manifest.write(root, plan.plan(design.load("demo.yaml"), root).manifest)
     Path("other").mkdir()
@@ -226,3 +351,41 @@ def test_reading_a_manifest_needs_no_torch(root: Path):
         [sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=True
     )
     assert out.stdout.split() == ["12", "False"]
+
+
+def test_plan_warns_of_a_design_that_can_find_nothing(root: Path):
+    rows = "".join(f"  - {{label: r{i}, set: {{training.lr: {i + 2}e-3}}}}\n" for i in range(10))
+    Path("demo.yaml").write_text(f"base: base.yaml\nseeds: [0, 1, 2]\nrows:\n{rows}")
+    done = ceteris("plan", "demo.yaml", "--runs", root)
+    assert done.code == 0
+    assert "with 3 seeds and 10 comparisons nothing under " in done.err
+    (warning,) = ceteris("plan", "demo.yaml", "--runs", root, "--json").json["warnings"]
+    assert warning in done.err
+    Path("demo.yaml").write_text(
+        f"base: base.yaml\nseeds: {list(range(12))}\n"
+        "rows: [{label: A, set: {training.lr: 1}}]\n"
+    )
+    assert ceteris("plan", "demo.yaml", "--runs", root, "--json").json["warnings"] == []
+
+
+def test_plan_offers_to_look_beyond_a_grid_whose_best_is_at_its_edge(root: Path):
+    Path("demo.yaml").write_text(
+        f"base: base.yaml\nseeds: {list(range(10))}\n"
+        "rows:\n  - {label: A, set: {model.norm: rmsnorm}}\n"
+        "tune: {over: training.lr, values: [3e-3, 3e-4]}\n"
+    )
+    sweep = design.load("demo.yaml")
+    warned = ceteris("plan", "demo.yaml", "--runs", root, "--json").json["warnings"]
+    assert warned == []
+    manifest.write(root, plan.plan(sweep, root).manifest)
+    best = {"baseline": 1e-3, "A": 3e-3}
+    for variant in sweep.variants:
+        of = variant.tuned["of"] if variant.tuned else variant.label
+        loss = 2 + abs(variant.experiment.training.lr - best[of])
+        for seed in sweep.seeds:
+            known = {"step": 1, "tokens": 20480, "val/loss": loss, "val/bpb": 1.0}
+            finish(root, variant, seed, **known, **{"tuning/loss": loss})
+    assert ceteris("plan", "demo.yaml", "--runs", root, "--json").json["warnings"] == [
+        "best at the highest training.lr tried, 0.003: A; to look beyond it, add 0.009 to "
+        "tune.values"
+    ]
