@@ -23,7 +23,8 @@ import click
 F = TypeVar("F", bound=Callable[..., Any])
 SEED = click.IntRange(0, 2**63 - 1)
 COMMANDLINE = click.core.ParameterSource.COMMANDLINE
-FORMATS = {"md": "markdown", "latex": "latex", "csv": "csv", "json": "json"}
+FORMATS = {"md": "markdown", "latex": "latex", "html": "html", "csv": "csv", "json": "json"}
+MOST_DRAWN = 200  # runs whose curves `table` draws; the figures of more are the report's
 
 
 class Commands(click.Group):
@@ -470,11 +471,38 @@ def plan(name: str, overrides: tuple[str, ...], root: Path, as_json: bool) -> No
     from sweeps import plan as planning
 
     planned = planning.plan(design.load(name, overrides), root)
+    warnings = design_warnings(planned, root)
     if as_json:
-        out(planned.as_json())
+        out({**planned.as_json(), "warnings": warnings})
     else:
         show_rich(planning.render(planned))
+        for line in warnings:
+            say(line)
         say(f"next: python run.py sweep {name}{at(root)}")
+
+
+def design_warnings(planned: Any, root: Path) -> list[str]:
+    """What a sweep's design can't find, and grids of `tune` whose best value is at their edge."""
+    from analysis import comparison, power, results
+    from experiments.record import UserError
+    from sweeps import manifest
+    from sweeps import plan as planning
+
+    rows = [row for row in planned.rows if row.try_of is None]
+    warning = power.design_warning(len(planned.seeds), len(rows) - 1)
+    lines = [] if warning is None else [warning]
+    path = manifest.path_of(root, planned.name)
+    if planned.tune is None or not path.exists():
+        return lines
+    with contextlib.suppress(UserError):  # what came of it is told by `table`
+        record = results.read_manifest(path)
+        compared = comparison.compare(record, results.read_runs(record, root))
+        lines += planning.at_edges(
+            (row.label, row.tuning.path, [t.value for t in row.tuning.tries], row.tuning.edge)
+            for row in compared.rows
+            if row.tuning is not None
+        )
+    return lines
 
 
 @cli.command()
@@ -502,9 +530,18 @@ def sweep(
         out(planned.as_json()) if as_json else show_rich(planning.render(planned))
         return
     if planned.missing:
-        planning.check_data(designed)
+        check_rows(designed, planned, root)
     manifest.write(root, planned.manifest)
     carry_out(manifest.load(root, designed.name), root, workers, as_json)
+
+
+def check_rows(designed: Any, planned: Any, root: Path) -> None:
+    """What would waste the runs of a sweep: text that is not there, rows that do nothing."""
+    from sweeps import guard
+    from sweeps import plan as planning
+
+    planning.check_data(designed)
+    guard.check(designed, planned.manifest, root, say)
 
 
 @cli.command()
@@ -530,9 +567,9 @@ def submit(
 
     file = clusters.load(needed(cluster))
     designed = design.load(name, overrides)
-    planned = planning.plan(designed, root)
-    tracking.place(planned.manifest["rows"][0]["experiment"]["tracking"])  # WANDB_MODE is none?
     local = file.cluster.executor == "local"
+    planned = planning.plan(designed, root, here=local)
+    tracking.place(planned.manifest["rows"][0]["experiment"]["tracking"])  # WANDB_MODE is none?
     if dry_run and local:
         out(planned.as_json()) if as_json else show_rich(planning.render(planned))
         return
@@ -540,7 +577,7 @@ def submit(
         show_submission(planned, file, root, as_json)
         return
     if planned.missing:
-        planning.check_data(designed)
+        check_rows(designed, planned, root)
     if local:
         manifest.write(root, planned.manifest)
         record = manifest.load(root, designed.name)
@@ -649,15 +686,22 @@ def carry_out(
     say(f"next: python run.py sample {record['name']} --prompt 'Return the'{at(root)}")
 
 
-def show_table(path: Path, root: Path, as_json: bool) -> None:
-    """The table in the terminal; all its formats and the figure on disk, their paths said."""
-    from analysis import figures, render, results
+def show_table(
+    path: Path, root: Path, as_json: bool, columns: tuple[str, ...] | None = None
+) -> None:
+    """The table in the terminal; in its usual columns also on disk, with a figure."""
+    from analysis import comparison, render, results
     from analysis import table as tables
     from experiments.record import UserError, write_atomically
 
     record = results.read_manifest(path)
-    table = tables.ablation_table(record, results.read_runs(record, root))
+    runs = results.read_runs(record, root)
+    compared = comparison.compare(record, runs, root)
+    table = tables.table(compared, columns)
     print_table(table, "json" if as_json else None, None)
+    if columns is not None:
+        say_missing(record, runs, root)
+        return
     written = []
     for ending, text in (
         ("md", render.markdown(table)),
@@ -667,21 +711,27 @@ def show_table(path: Path, root: Path, as_json: bool) -> None:
         target = path.with_suffix(f".{ending}")
         write_atomically(target, text, durable=False)
         written.append(target)
-    try:
-        written += figures.loss_curves(record, root, path.with_name(f"{path.stem}-curves"))
-    except UserError as error:  # the table stands without it
-        say(f"no figure: {error}")
+    if compared.started <= MOST_DRAWN:
+        from analysis import figures
+
+        try:
+            written += figures.loss_curves(compared, root, path.with_name(f"{path.stem}-curves"))
+        except UserError as error:  # the table stands without it
+            say(f"no figure: {error}")
     say("written: " + "  ".join(str(p) for p in written))
-    say_missing(path.stem, root)
+    say_missing(record, runs, root)
 
 
-def say_missing(name: str, root: Path) -> None:
-    """Which runs the table still lacks, and how they are."""
+def say_missing(record: Any, runs: Any, root: Path) -> None:
+    """Which runs the table of a `results.Manifest` still lacks, and how they are."""
     from experiments.record import FINISHED
     from sweeps import manifest
     from sweeps import status as states
 
-    rows = states.sweep_status(root, manifest.load(root, name))
+    scored = any(row.setting("evaluation.tasks") for row in record.rows)
+    if not scored and all(run.state in (*FINISHED, "edited") for run in runs.values()):
+        return
+    rows = states.sweep_status(root, manifest.load(root, record.name))
     lacking = [row for row in rows if row.state not in FINISHED]
     if lacking:
         named = [f"{row.label} s{row.seed} {row.state}" for row in lacking[:6]]
@@ -794,25 +844,245 @@ def logs(
 
 @cli.command()
 @sweep_argument
+@click.option("--columns", help="Their keys, with commas between; or all.")
 @click.option("--format", "form", type=click.Choice(list(FORMATS)), help="Not for a terminal.")
 @click.option("--out", "target", type=click.Path(path_type=Path, dir_okay=False), help="To a file.")
 @runs_option
 @json_option
-def table(name: str, form: str | None, target: Path | None, root: Path, as_json: bool) -> None:
+def table(
+    name: str,
+    columns: str | None,
+    form: str | None,
+    target: Path | None,
+    root: Path,
+    as_json: bool,
+) -> None:
     """The ablation table of SWEEP from its run directories, at any time."""
     from analysis import results
     from analysis import table as tables
     from sweeps import manifest
 
     form = "json" if as_json else form
-    path = manifest.path_of(root, manifest.load(root, name)["name"])
+    planned = manifest.load(root, name)
+    path = manifest.path_of(root, planned["name"])
+    chosen = tuple(key.strip() for key in columns.split(",")) if columns is not None else None
+    if changed := manifest.changed_since(root, planned):
+        say(changed)
     if form is None and target is None:
-        show_table(path, root, False)
+        show_table(path, root, False, chosen)
         return
     record = results.read_manifest(path)
-    made = tables.ablation_table(record, results.read_runs(record, root))
-    say_missing(path.stem, root)
+    runs = results.read_runs(record, root)
+    made = tables.ablation_table(record, runs, root, chosen)
+    say_missing(record, runs, root)
     print_table(made, form, target)
+
+
+@cli.command()
+@sweep_argument
+@click.option(
+    "--detect",
+    type=click.FloatRange(min=0, min_open=True),
+    required=True,
+    metavar="NATS",
+    help="The smallest difference that matters, in nats per token.",
+)
+@runs_option
+@json_option
+def power(name: str, detect: float, root: Path, as_json: bool) -> None:
+    """How many seeds SWEEP needs to find a difference, from its measured noise and pairing."""
+    from analysis import comparison, results
+    from analysis import power as powers
+    from sweeps import manifest
+
+    path = manifest.path_of(root, manifest.load(root, name)["name"])
+    record = results.read_manifest(path)
+    found = powers.report(comparison.compare(record, results.read_runs(record, root)), detect)
+    out({"schema": 1, **found.as_json()}) if as_json else click.echo(found.text())
+
+
+@cli.command()
+@click.argument("name", metavar="[PAPER]", required=False)
+@click.option(
+    "--budget",
+    type=click.Choice(["minutes", "gpu-hour"]),
+    default="minutes",
+    show_default=True,
+    help="On two CPU cores, or about an hour on one GPU (an estimate).",
+)
+@click.option("--no-run", is_flag=True, help="Only from the runs that are there.")
+@click.option("--format", "form", type=click.Choice(list(FORMATS)), help="Not for a terminal.")
+@click.option("--out", "target", type=click.Path(path_type=Path, dir_okay=False), help="To a file.")
+@runs_option
+@workers_option
+@dry_run_option
+@json_option
+def reproduce(
+    name: str | None,
+    budget: str,
+    no_run: bool,
+    form: str | None,
+    target: Path | None,
+    root: Path,
+    workers: int | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Run a PAPER's ablation in small: measured beside published, claim by claim.
+
+    Without PAPER lists those that there are; a file like those in analysis/published is one too.
+    """
+    from analysis import claims, comparison, published, results
+    from experiments.record import UserError
+    from sweeps import manifest
+
+    if name is None:
+        papers = [published.load(key) for key in published.names()]
+        if as_json:
+            listed = [{"name": p.key, "source": p.source, "sweeps": p.file.sweeps} for p in papers]
+            out({"schema": 1, "papers": listed})
+        else:
+            width = max(len(p.key) for p in papers)
+            click.echo("\n".join(f"{p.key:{width}}  {p.source}" for p in papers))
+        return
+    paper = published.load(name)
+    names = paper.sweeps(cast("published.Budget", budget))
+    if dry_run:
+        from sweeps import design
+        from sweeps import plan as planning
+
+        plans = [planning.plan(design.load(sweep), root) for sweep in names]
+        if as_json:
+            out({"schema": 1, "plans": [planned.as_json() for planned in plans]})
+        else:
+            for planned in plans:
+                show_rich(planning.render(planned))
+        return
+    unfinished, compared = [], []
+    for sweep_name in names:
+        if not no_run:
+            unfinished += run_lacking(sweep_name, root, workers)
+        try:
+            path = manifest.path_of(root, manifest.load(root, sweep_name)["name"])
+        except UserError as error:
+            if not no_run:
+                raise
+            say(str(error))
+            continue
+        record = results.read_manifest(path)
+        runs = results.read_runs(record, root)
+        compared.append(comparison.compare(record, runs))
+        if record.overrides:
+            say(f"{record.name}: was last run with {' '.join(record.overrides)}")
+        say_missing(record, runs, root)
+    findings = claims.check(paper, compared)
+    if as_json:
+        told = [claims.as_json(finding) for finding in findings]
+        out({"schema": 1, "paper": paper.key, "source": paper.source, "claims": told})
+    else:
+        print_table(claims.table(paper, findings), form, target)
+    if unfinished:
+        say("\n".join(unfinished))
+        sys.exit(1)
+
+
+def run_lacking(name: str, root: Path, workers: int | None) -> list[str]:
+    """Runs what a sweep lacks on this machine; a line for each run that failed."""
+    from sweeps import design, local, manifest
+    from sweeps import plan as planning
+    from sweeps import status as states
+
+    designed = design.load(name)
+    planned = planning.plan(designed, root)
+    if planned.missing:
+        say(f"{designed.name}: {planning.totals(planned)}")
+        check_rows(designed, planned, root)
+    manifest.write(root, planned.manifest)
+    if not planned.missing:
+        return []
+    record = manifest.load(root, designed.name)
+    outcome = local.run_manifest(record, root, workers=workers)
+    if outcome.interrupted:
+        say("stopped; nothing is lost, the same again goes on")
+        sys.exit(130)
+    return states.failures(states.sweep_status(root, record)) if outcome.failed else []
+
+
+@cli.command()
+@click.option("--format", "form", type=click.Choice(list(FORMATS)), help="Not for a terminal.")
+@click.option("--out", "target", type=click.Path(path_type=Path, dir_okay=False), help="To a file.")
+@runs_option
+@json_option
+def ledger(form: str | None, target: Path | None, root: Path, as_json: bool) -> None:
+    """Every variant ever run, with its effect and verdict; failures too, the newest last."""
+    from analysis import ledger as ledgers
+
+    entries, wrong = ledgers.read(root)
+    if as_json:
+        out({"schema": 1, "entries": [ledgers.as_json(entry) for entry in entries]})
+    elif entries:
+        print_table(ledgers.table(entries, root), form, target)
+    else:
+        say(f"nothing has been run in {root} yet")
+    for line in wrong:
+        say(f"error: {line}")
+
+
+@cli.command()
+@sweep_argument
+@click.option(
+    "--out",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="A folder; by default SWEEP-report beside the sweep's table.",
+)
+@runs_option
+@json_option
+def report(name: str, folder: Path | None, root: Path, as_json: bool) -> None:
+    """One page on SWEEP: table, figures, a sentence for each row, methods. No network needed."""
+    from analysis import comparison, results
+    from analysis import report as reports
+    from sweeps import manifest
+
+    planned = manifest.load(root, name)
+    path = manifest.path_of(root, planned["name"])
+    if changed := manifest.changed_since(root, planned):
+        say(changed)
+    record = results.read_manifest(path)
+    runs = results.read_runs(record, root)
+    compared = comparison.compare(record, runs, root)
+    say_missing(record, runs, root)
+    folder = folder or path.with_name(f"{path.stem}-report")
+    written = reports.write(compared, planned, root, folder, changed)
+    if as_json:
+        out({"schema": 1, "page": str(written[0]), "figures": [str(p) for p in written[1:]]})
+    else:
+        click.echo(written[0])
+        say(f"written: {len(written[1:])} figure files in {folder / 'figures'}")
+
+
+@cli.command()
+@click.argument("names", metavar="RUN RUN...", nargs=-1, required=True)
+@click.option(
+    "--out",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="A folder for the figure; by default that of the runs.",
+)
+@runs_option
+@json_option
+def compare(names: tuple[str, ...], folder: Path | None, root: Path, as_json: bool) -> None:
+    """Any runs side by side: what differs in their configuration, results, curves."""
+    from analysis import runs_compared
+    from experiments.record import find
+
+    compared = runs_compared.compare([find(root, name) for name in names])
+    written = runs_compared.write(compared, folder or root)
+    if as_json:
+        out({**compared.as_json(), "figures": [str(path) for path in written]})
+    else:
+        show_rich(runs_compared.text(compared))
+    say("written: " + "  ".join(map(str, written)) if written else "no figure: no run has a curve")
 
 
 def print_table(made: Any, form: str | None, target: Path | None) -> None:
@@ -827,7 +1097,7 @@ def print_table(made: Any, form: str | None, target: Path | None) -> None:
         console.print(render.terminal(made, console.width))
         return
     if form is None and target is not None:
-        by_ending = {".md": "md", ".tex": "latex", ".csv": "csv", ".json": "json"}
+        by_ending = {".tex": "latex"} | {f".{name}": name for name in FORMATS}
         form = by_ending.get(target.suffix, "md")
     text = render.RENDERERS[FORMATS[str(form)]](made)
     if target is None:

@@ -1,4 +1,4 @@
-"""Print a `Table`: Markdown, LaTeX, CSV, JSON or the terminal, from the same cells.
+"""Print a `Table`: Markdown, LaTeX, HTML, CSV, JSON or the terminal, from the same cells.
 
 Labels are a person's own words, so each renderer escapes whatever its format would act on.
 CSV and JSON carry the raw numbers at full precision; the others carry the rounded text.
@@ -7,9 +7,11 @@ CSV and JSON carry the raw numbers at full precision; the others carry the round
 from __future__ import annotations
 
 import csv
+import html as escapes
 import io
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 PLAIN_GROUPS = ("baseline", "rows")  # groups that need no heading
+TEXT_WIDTH, PAGE_WIDTH = 345.0, 480.0  # points, of LaTeX's article class; the latter with margins
+SIZES = (("footnotesize", 4.6, 4), ("scriptsize", 4.1, 3))  # points of a letter; of \\tabcolsep
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -41,12 +45,23 @@ _LATEX |= {
         "±": r"\pm", "−": "-", "×": r"\times", "≈": r"\approx", "≤": r"\leq", "≥": r"\geq",
         "→": r"\rightarrow", "√": r"\surd", "∞": r"\infty", "†": r"^{\dagger}", "·": r"\cdot",
         "‡": r"^{\ddagger}", "§": r"\S", "↑": r"\uparrow", "↓": r"\downarrow",
+        "‖": r"\|", "¶": r"\P", "½": r"\frac12", "¼": r"\frac14", "∈": r"\in", "ℓ": r"\ell",
         "⁰": "^{0}", "¹": "^{1}", "²": "^{2}", "³": "^{3}", "⁴": "^{4}", "Δ": r"\Delta",
         "α": r"\alpha", "β": r"\beta", "γ": r"\gamma", "δ": r"\delta", "ε": r"\varepsilon",
         "η": r"\eta", "θ": r"\theta", "λ": r"\lambda", "μ": r"\mu", "µ": r"\mu", "σ": r"\sigma",
-        "τ": r"\tau", "φ": r"\varphi",
+        "τ": r"\tau", "φ": r"\varphi", "κ": r"\kappa", "π": r"\pi", "ρ": r"\rho", "ω": r"\omega",
+        "Γ": r"\Gamma", "Λ": r"\Lambda", "Σ": r"\Sigma", "Φ": r"\Phi", "Ω": r"\Omega",
     }.items()
 }  # fmt: skip
+
+
+_ACCENTS = {
+    "\u0300": "`", "\u0301": "'", "\u0302": "^", "\u0303": "~", "\u0304": "=", "\u0307": ".",
+    "\u0308": '"', "\u030a": "r", "\u030b": "H", "\u030c": "v", "\u0327": "c",
+}  # fmt: skip
+_LATEX |= {"ß": r"{\ss}", "ø": r"{\o}", "Ø": r"{\O}", "ł": r"{\l}", "Ł": r"{\L}", "æ": r"{\ae}",
+           "Æ": r"{\AE}", "œ": r"{\oe}", "’": "'", "‘": "`", "“": "``", "”": "''", "…": r"\dots{}",
+           "\u00a0": "~"}  # fmt: skip
 
 
 def markdown(table: Table) -> str:
@@ -81,7 +96,11 @@ def markdown(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    """A `table` environment that needs only booktabs: `\\input` it, or paste it."""
+    """A `table` environment that needs only booktabs: `\\input` it, or paste it.
+
+    Where it is too wide for a page even in small letters, columns that matter least are left out;
+    a comment names them.
+    """
 
     def text(cell: Cell) -> str:
         body = escape_latex(cell.text)
@@ -93,28 +112,34 @@ def latex(table: Table) -> str:
         guard = "{}" if cells[0].startswith(("[", "*", "(")) else ""
         return f"    {guard}{' & '.join(cells)} \\\\"
 
-    width = len(table.columns)
-    body = [line([escape_latex(column.title) for column in table.columns]), r"    \midrule"]
+    size, gap, kept, left_out = _latex_layout(table)
+    columns = [table.columns[i] for i in kept]
+    comment = [f"% Left out for want of width: {escape_latex(', '.join(left_out))}."]
+    width = len(columns)
+    body = [line([escape_latex(column.title) for column in columns]), r"    \midrule"]
     for heading, rule, row in _grouped(table):
         if rule:
             body.append(r"    \midrule")
         if heading:
             body.append(rf"    \multicolumn{{{width}}}{{l}}{{\emph{{{escape_latex(heading)}}}}} \\")
-        body.append(line([text(cell) for cell in row.cells]))
+        body.append(line([text(row.cells[i]) for i in kept]))
     slug = re.sub(r"[^A-Za-z0-9]+", "-", table.title).strip("-")
     notes = [f"    {escape_latex(note)} \\par" for note in table.footnotes]
     return "\n".join(
         [
             r"% Needs \usepackage{booktabs}.",
+            *comment * bool(left_out),
             r"\begin{table}[t]",
-            r"  \centering\footnotesize\setlength{\tabcolsep}{4pt}",
+            rf"  \centering\{size}\setlength{{\tabcolsep}}{{{gap}pt}}",
             rf"  \caption{{{escape_latex(table.caption)}}}",
-            rf"  \label{{tab:{slug}}}",
-            rf"  \begin{{tabular}}{{{''.join(column.align[0] for column in table.columns)}}}",
+            rf"  \label{{tab:{slug}}}\smallskip",
+            # What is too wide goes into both margins alike.
+            rf"  \makebox[\linewidth]{{\begin{{tabular}}"
+            rf"{{{''.join(column.align[0] for column in columns)}}}",
             r"    \toprule",
             *body,
             r"    \bottomrule",
-            r"  \end{tabular}",
+            r"  \end{tabular}}",
             *([r"  \par\medskip", r"  \begin{minipage}{\linewidth}\raggedright"] if notes else []),
             *notes,
             *([r"  \end{minipage}"] if notes else []),
@@ -122,6 +147,89 @@ def latex(table: Table) -> str:
             "",
         ]
     )
+
+
+def _latex_layout(table: Table) -> tuple[str, int, list[int], list[str]]:
+    """Size of letters, gap between columns (points), the columns that fit and those that don't:
+    the largest letters in which all fit, or else the smallest."""
+    (large, letter, gap), (small, small_letter, small_gap) = SIZES
+    if sum(_letters(table)) * letter + 2 * gap * len(table.columns) <= TEXT_WIDTH:
+        return large, gap, [*range(len(table.columns))], []
+    room = PAGE_WIDTH / small_letter
+    return small, small_gap, *_fitting(table, room, 2 * small_gap / small_letter)
+
+
+def html(table: Table) -> str:
+    """A fragment: `<table class="ablation">` with its caption, and `<ul class="notes">`.
+
+    Each row carries its verdict where that is a column: `<tr data-verdict="better">`.
+    """
+    columns = table.columns
+    keys = [column.key for column in columns]
+    verdict = keys.index("verdict") if "verdict" in keys else None
+    style = {column.key: ' class="number"' * (column.align == "right") for column in columns}
+    heads = "".join(f'<th scope="col"{style[c.key]}>{escape_html(c.title)}</th>' for c in columns)
+    body: list[str] = []
+    for heading, rule, row in _grouped(table):
+        if rule:
+            body.append("</tbody><tbody>")
+        if heading:
+            cell = f'<th scope="rowgroup" colspan="{len(columns)}">{escape_html(heading)}</th>'
+            body.append(f'<tr class="group">{cell}</tr>')
+        value = row.cells[verdict].value if verdict is not None else None
+        said = f' data-verdict="{escape_html(str(value))}"' if value else ""
+        first, *others = zip(columns, row.cells, strict=True)
+        cells = f'<th scope="row">{_html_cell(first[1])}</th>'
+        cells += "".join(f"<td{style[c.key]}>{_html_cell(cell)}</td>" for c, cell in others)
+        body.append(f"<tr{said}>{cells}</tr>")
+    notes = "\n".join(f"<li>{escape_html(note)}</li>" for note in table.footnotes)
+    return "\n".join(
+        [
+            '<table class="ablation">',
+            f"<caption><strong>{escape_html(table.title)}.</strong> {escape_html(table.caption)}"
+            "</caption>",
+            f"<thead><tr>{heads}</tr></thead>",
+            "<tbody>",
+            *body,
+            "</tbody>",
+            "</table>",
+            *([f'<ul class="notes">\n{notes}\n</ul>'] if notes else []),
+            "",
+        ]
+    )
+
+
+def html_page(table: Table) -> str:
+    """`html` as a page of its own; nothing is loaded from anywhere."""
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape_html(table.title)}</title>\n<style>\n{PAGE_STYLE}</style>\n</head>\n"
+        f"<body>\n<main>\n{html(table)}</main>\n</body>\n</html>\n"
+    )
+
+
+def _html_cell(cell: Cell) -> str:
+    text = escape_html(cell.text)
+    text = f"<strong>{text}</strong>" if cell.bold and text else text
+    mark = f'<span class="mark">{escape_html(cell.mark)}</span>' if cell.mark else ""
+    return " ".join(filter(None, (text, mark)))
+
+
+PAGE_STYLE = """\
+:root { color-scheme: light dark; }
+body { margin: 2rem 1rem; font: 15px/1.45 Georgia, "Times New Roman", serif; }
+main { max-width: max-content; margin: 0 auto; overflow-x: auto; }
+table { border-collapse: collapse; border-block: 2px solid; font-variant-numeric: tabular-nums; }
+caption { caption-side: bottom; text-align: left; padding-top: 0.8rem; }
+caption, .notes { contain: inline-size; }
+thead, tbody + tbody { border-top: 1px solid; }
+tbody { border-top: 1px solid; }
+th, td { padding: 0.2rem 0.7rem; text-align: left; font-weight: normal; white-space: nowrap; }
+.number { text-align: right; }
+.group th { font-style: italic; }
+.notes { padding-left: 1.1rem; opacity: 0.8; }
+"""
 
 
 def csv_text(table: Table) -> str:
@@ -184,24 +292,16 @@ def terminal(table: Table, width: int = 120) -> Group:
         gap = " " if cell.text and cell.mark else ""
         return Text(cell.text, "bold" if cell.bold else "").append(gap + cell.mark, "yellow")
 
-    columns = dict(enumerate(table.columns))
-    needs = {
-        i: 3 + max(len(column.title), *(text(row.cells[i]).cell_len for row in table.rows))
-        for i, column in columns.items()
-    }
-    while sum(needs[i] for i in columns) + 1 > width and any(c.priority for c in columns.values()):
-        del columns[max(columns, key=lambda i: columns[i].priority)]
-    left_out = [column.title for i, column in enumerate(table.columns) if i not in columns]
-
+    kept, left_out = _fitting(table, width - 1, 3)
     out = RichTable(title=Text(table.title, "bold"), title_justify="left", box=box.SIMPLE_HEAD)
-    for column in columns.values():
+    for column in (table.columns[i] for i in kept):
         out.add_column(Text(column.title), justify=column.align, overflow="fold")
     for heading, rule, row in _grouped(table):
         if rule:
             out.add_section()
         if heading:
             out.add_row(Text(heading, "italic"))
-        out.add_row(*(text(row.cells[i]) for i in columns))
+        out.add_row(*(text(row.cells[i]) for i in kept))
     notes = [table.caption, *(f"• {note}" for note in table.footnotes)]
     if left_out:
         notes.append(f"• Left out at this width: {', '.join(left_out)}.")
@@ -211,21 +311,72 @@ def terminal(table: Table, width: int = 120) -> Group:
 RENDERERS: dict[str, Callable[[Table], str]] = {
     "markdown": markdown,
     "latex": latex,
+    "html": html_page,
     "csv": csv_text,
     "json": json_text,
 }
 
 
 def escape_latex(text: str) -> str:
-    """Text that LaTeX prints as it stands, in any mode that takes text."""
-    escaped = "".join(_LATEX.get(character, character) for character in text.replace("--", "-\0-"))
-    return escaped.replace("\0", "{}")
+    """Text that LaTeX prints as it stands, in any mode that takes text; plain ASCII.
+
+    A letter with an accent becomes TeX's own; what no font of pdflatex has is printed as its
+    Unicode number.
+    """
+    text = unicodedata.normalize("NFC", text).replace("--", "-\0-")
+    return _ascii("".join(_LATEX.get(character, character) for character in text)).replace(
+        "\0", "{}"
+    )
+
+
+def _ascii(text: str) -> str:
+    return "".join(c if c.isascii() else _accented(c) for c in text)
+
+
+def _accented(character: str) -> str:
+    parts = unicodedata.normalize("NFD", character)
+    if len(parts) == 2 and parts[0].isascii() and parts[1] in _ACCENTS:
+        letter = {"i": r"\i ", "j": r"\j "}.get(parts[0], parts[0])
+        return f"\\{_ACCENTS[parts[1]]}{{{letter}}}"
+    return f"[U+{ord(character):04X}]"
 
 
 def escape_markdown(text: str) -> str:
     """Text that GitHub's Markdown prints as it stands, in a table's cell too."""
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_|~$])", r"\\\1", text).replace("](", r"]\(")
+
+
+def escape_html(text: str) -> str:
+    """Text that a browser shows as it stands, in an attribute too."""
+    return escapes.escape(text, quote=True)
+
+
+def _fitting(table: Table, width: float, gap: float) -> tuple[list[int], list[str]]:
+    """Indexes of the columns that fit into `width` letters, and the titles of those left out.
+
+    `gap` is what each column takes besides its text, in letters. Columns without a priority
+    always stay.
+    """
+    needs = [gap + letters for letters in _letters(table)]
+    kept = list(range(len(needs)))
+    while sum(needs[i] for i in kept) > width and any(table.columns[i].priority for i in kept):
+        kept.remove(max(kept, key=lambda i: table.columns[i].priority))
+    return kept, [column.title for i, column in enumerate(table.columns) if i not in kept]
+
+
+def _letters(table: Table) -> list[int]:
+    """The widest text of each column, its title's or a cell's with its mark."""
+    from rich.cells import cell_len
+
+    def width(cell: Cell) -> int:
+        return cell_len(cell.text) + len(cell.mark) + bool(cell.text and cell.mark)
+
+    columns = zip(*(row.cells for row in table.rows), strict=True)
+    return [
+        max(len(column.title), *map(width, cells))
+        for column, cells in zip(table.columns, columns, strict=True)
+    ]
 
 
 def _grouped(table: Table) -> Iterator[tuple[str, bool, TableRow]]:

@@ -1,9 +1,9 @@
 """Columns of a table for the scores of lm-eval's tasks.
 
 The ± of a cell is the sd over seeds: how far another seed would move the score. The standard error
-of the items, how far other items would, is another thing: it stands in the cell's details and in
-the footnotes. Where the baseline is within the items' noise of guessing, the task can't tell the
-variants apart: its column is marked, and the bits per byte of the right answer stand beside it.
+of the items, how far other items would, is another thing: it stands in brackets after it. Where the
+baseline is within the items' noise of guessing, the task can't tell the variants apart: its column
+is marked, and the bits per byte of the right answer stand beside it.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from analysis.results import Manifest, Row, Run, in_state
+from analysis.comparison import Compared, Comparison
+from analysis.results import Run
 from analysis.statistics import Summary, summarise
+from analysis.wording import UNLIKE
 from experiments.scores import COUNTED, SMOOTH, at_chance
 
-BLIND, MIXED = "‡", "§"
+BLIND = "‡"
 Records = Mapping[int, Mapping[str, Any]]  # by seed
 
 
@@ -29,7 +31,7 @@ class ScoreColumn:
     Attributes:
         key: `hellaswag,5shot:acc`.
         title: for the reader, with an arrow to where better is.
-        rows: for each row of the manifest its records by seed, of the seeds that have one.
+        rows: for each row of the comparison its records by seed, of the seeds that have one.
         blind: the baseline is within the noise of guessing.
         mixed: what differs between the records, if anything does: they are not one task's.
     """
@@ -58,12 +60,12 @@ class ScoreColumn:
         return float(np.mean(known)) if known else None
 
 
-def columns(manifest: Manifest, runs: Mapping[str, Run]) -> list[ScoreColumn]:
+def columns(comparison: Comparison) -> list[ScoreColumn]:
     """A column for each task that a run has been scored on, in the order of their names; a group
     stands for its tasks."""
     found: list[ScoreColumn] = []
-    for name in names(runs.values()):
-        rows = [by_seed(row, runs, name) for row in manifest.rows]
+    for name in names(run for r in comparison.rows for run in r.runs.values()):
+        rows = [by_seed(r, name) for r in comparison.rows]
         records = [record for row in rows for record in row.values()]
         metric = next((r["primary"] for r in records if r["primary"]), None)
         if metric is None:
@@ -83,7 +85,7 @@ def column(
 ) -> ScoreColumn:
     first = next(record for row in rows for record in row.values())
     better = {True: " ↑", False: " ↓", None: ""}[first["metrics"][metric]["higher_is_better"]]
-    marks = BLIND * blind + MIXED * bool(mixed)
+    marks = BLIND * blind + UNLIKE * bool(mixed)
     words = {"answer_bpb": "answer bits/byte"}.get(metric, metric)
     title = f"{name.replace(',', ', ')} {words}{better}{' ' * bool(marks)}{marks}"
     return ScoreColumn(f"{name}:{metric}", title, metric, rows, blind, mixed)
@@ -104,9 +106,8 @@ def names(runs: Iterable[Run]) -> list[str]:
     return sorted(known.keys() - below)
 
 
-def by_seed(row: Row, runs: Mapping[str, Run], name: str) -> Records:
-    done = in_state(row, runs, "done").items()
-    return {seed: run.scores[name] for seed, run in done if name in run.scores}
+def by_seed(r: Compared, name: str) -> Records:
+    return {seed: run.scores[name] for seed, run in r.runs.items() if name in run.scores}
 
 
 def values(records: Records, metric: str) -> list[float]:
@@ -132,8 +133,11 @@ def differing(records: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def footnotes(manifest: Manifest, found: Sequence[ScoreColumn]) -> Iterable[str]:
-    """What the columns don't say: versions, items, errors of the items, and what can't tell."""
+def footnotes(baseline: str, found: Sequence[ScoreColumn]) -> Iterable[str]:
+    """What the columns don't say: versions, items, errors of the items, and what can't tell.
+
+    `baseline` is its label.
+    """
     if not found:
         return
     parts = []
@@ -150,13 +154,14 @@ def footnotes(manifest: Manifest, found: Sequence[ScoreColumn]) -> Iterable[str]
         parts.append(text)
     first = next(r for score in found for row in score.rows for r in row.values())
     yield (
-        f"Tasks scored with lm-eval {first['lm_eval']}; ± is the sd over seeds. {'; '.join(parts)}."
+        f"Tasks scored with lm-eval {first['lm_eval']}; ± is the sd over seeds, in brackets the"
+        f" standard error of the items. {'; '.join(parts)}."
     )
     blind = [score for score in found if score.blind]
     if blind:
         named = ", ".join(score.key.partition(":")[0] for score in blind)
         yield (
-            f"{BLIND} {manifest.rows[0].label} is within the items' noise of guessing: {named}"
+            f"{BLIND} {baseline} is within the items' noise of guessing: {named}"
             " can't tell variants apart at this size; compare the bits per byte of the right"
             " answer, or its probability."
         )
@@ -164,7 +169,7 @@ def footnotes(manifest: Manifest, found: Sequence[ScoreColumn]) -> Iterable[str]
         f"{score.title.rstrip(' ‡§')} ({'; '.join(score.mixed)})" for score in found if score.mixed
     ]
     if mixed:
-        yield f"{MIXED} not scored alike in all runs, so not to be compared: {', '.join(mixed)}."
+        yield f"{UNLIKE} not scored alike in all runs, so not to be compared: {', '.join(mixed)}."
     for key, what in COUNTED.items():
         most = {
             score.key.partition(":")[0]: max(r[key] for row in score.rows for r in row.values())

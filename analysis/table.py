@@ -1,28 +1,48 @@
 """One table of a sweep: a row per variant, every number with its spread, every gap with its mark.
 
-A `Table` is what to print and the raw numbers behind it; `render` prints it. `ablation_table`
-fills it from a manifest and its runs. What is missing, diverged or unfairly matched is marked in
-the cell and named in a footnote; a variant that diverged in any seed gets no mean at all, since
-the seeds that survived are not a fair sample of it.
+A `Table` is what to print and the raw numbers behind it; `render` prints it. `table` fills it from
+a comparison, with the columns that are asked for. What is missing, diverged, edited or not
+comparable is marked in the cell and named in a footnote; a variant that diverged in any seed gets
+no mean at all, since the seeds that survived are not a fair sample of it.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from analysis import scored
-from analysis.results import Manifest, Row, Run, in_state, numbers
-from analysis.statistics import Difference, Summary, paired_difference, summarise, t_quantile
+from analysis import notes, scored
+from analysis.comparison import BUDGETS, INCOMPARABLE, Budget, Compared, Comparison, compare
+from analysis.results import Manifest, Run
+from analysis.statistics import Summary, summarise
+from analysis.wording import (
+    CUT,
+    DIVERGED,
+    EDITED,
+    MISMATCH,
+    NOT_RUN,
+    UNLIKE,
+    decimals_for,
+    difference_decimals,
+    difference_text,
+    interval_text,
+    p_text,
+    percent,
+    short,
+    signed,
+)
+from components.registry import UserError, did_you_mean
 
-NOT_RUN, DIVERGED, MISMATCH = "—", "†", "≈"
-TOLERANCE = 0.01  # a row that misses the matched quantity by more than this is marked
 FIGURE_SPACE = "\u2007"  # as wide as a digit
-MOST_LISTED = 12
+Align = Literal["left", "right"]
+NO_SUCH = "n/a"  # it ran, and has no such number
+AT_LENGTH = re.compile(r"val/loss@(\d+)")
 
 
 @dataclass(frozen=True)
@@ -43,12 +63,12 @@ class Cell:
 class Column:
     """`key` is the machine's name, `title` the reader's; `details` are the names in its cells.
 
-    Columns of `priority` > 0 give way on a narrow terminal, the highest first.
+    Columns of `priority` > 0 give way where there is little width, the highest first.
     """
 
     key: str
     title: str
-    align: Literal["left", "right"] = "right"
+    align: Align = "right"
     details: tuple[str, ...] = ()
     priority: int = 0
 
@@ -73,182 +93,391 @@ class Table:
 
 
 @dataclass(frozen=True)
-class _Numbers:
-    """One variant's seeds as numbers, before they are rounded."""
+class _Source:
+    """A column and how its cells come from a comparison. `shown`: where no columns are named."""
 
-    row: Row
-    diverged: dict[int, Run]
-    waiting: dict[int, Run]  # planned, without a result
-    losses: dict[int, float]
-    loss: Summary | None
-    bpb: Summary | None
-    difference: Difference | None
-    speeds: list[float]
+    column: Column
+    cells: Callable[[Comparison], Iterable[Cell]]
+    shown: bool = False
 
 
-COLUMNS = (
-    Column("variant", "Variant", "left"),
-    Column("seeds", "Seeds", "left", ("planned", "diverged")),
-    Column("parameters", "Params", "right", ("mismatch",), 1),
-    Column("flops_per_token", "FLOPs/token", "right", ("mismatch",), 3),
-    Column("tokens_per_s", "Tokens/s", priority=2),
-    Column("val_loss", "Val loss", "left", ("sd", "n")),
-    Column("val_bpb", "Val bpb", "left", ("sd", "n"), 4),
-    Column("delta_val_loss", "Δ val loss [95% CI]", "left", ("low", "high", "n")),
-)
+def ablation_table(
+    manifest: Manifest,
+    runs: Mapping[str, Run],
+    root: Path | None = None,
+    columns: Sequence[str] | None = None,
+) -> Table:
+    """`table` of `comparison.compare`, in one call."""
+    return table(compare(manifest, runs, root), columns)
 
 
-def ablation_table(manifest: Manifest, runs: Mapping[str, Run]) -> Table:
-    """The sweep's table. `runs` is what `results.read_runs` found; rows keep the manifest's order.
+def table(comparison: Comparison, columns: Sequence[str] | None = None) -> Table:
+    """The sweep's table; rows keep the manifest's order, the baseline first.
 
-    Δ is against the baseline, paired over the seeds that are done in both (see `statistics`);
-    it is bold only where its interval excludes zero.
+    Args:
+        columns: keys of the columns, in their order, after the variant's name; `all` stands for
+            all that have something to say. By default those that a reader needs.
+
+    Raises:
+        UserError: there is no such column; says which there are.
     """
-    baseline_losses = numbers(manifest.rows[0], runs, "val/loss")
-    rows = [_numbers(row, runs, baseline_losses) for row in manifest.rows]
-    decimals = decimals_for(r.loss.sd for r in rows if r.loss)
-    bpb_decimals = decimals_for(r.bpb.sd for r in rows if r.bpb)
-    delta_decimals = difference_decimals(r.difference for r in rows[1:])
-    scores = scored.columns(manifest, runs)
-    score_decimals = [min(4, decimals_for(score.spreads)) for score in scores]
-    columns = COLUMNS + tuple(
-        Column(score.key, score.title, "left", ("sd", "n", "item_stderr"), 1) for score in scores
-    )
-    cells = [
-        (
-            Cell(r.row.label, r.row.label),
-            _seeds_cell(r),
-            _count_cell(r.row, r.row.parameters, manifest.match == "params"),
-            _count_cell(r.row, r.row.flops_per_token, manifest.match == "flops"),
-            _speed_cell(r),
-            _mean_cell(r, r.loss, decimals),
-            _mean_cell(r, r.bpb, bpb_decimals),
-            Cell("baseline", None) if i == 0 else _difference_cell(r, delta_decimals),
-            *(_score_cell(r, *each, i) for each in zip(scores, score_decimals, strict=True)),
-        )
-        for i, r in enumerate(rows)
-    ]
-    aligned = [
-        _align(line) if column.align == "left" else line
-        for column, line in zip(columns, zip(*cells, strict=True), strict=True)
-    ]
+    tasks = scored.columns(comparison)
+    sources = {source.column.key: source for source in _sources(comparison, tasks)}
+    chosen = _chosen(sources, columns)
+    filled = [(source.column, list(source.cells(comparison))) for source in chosen]
+    if columns is not None:
+        filled = [(replace(column, priority=0), cells) for column, cells in filled]
+        if "all" in columns:
+            filled = [pair for pair in filled if any(cell.value is not None for cell in pair[1])]
+    cells = zip(*(_align(line) if c.align == "left" else line for c, line in filled), strict=True)
+    keys = {column.key for column, _ in filled}
     return Table(
-        title=manifest.name,
-        columns=columns,
+        title=comparison.manifest.name,
+        columns=tuple(column for column, _ in filled),
         rows=tuple(
-            TableRow(row.group, line)
-            for row, line in zip(manifest.rows, zip(*aligned, strict=True), strict=True)
+            TableRow(r.row.group, line) for r, line in zip(comparison.rows, cells, strict=True)
         ),
-        caption=_caption(manifest, rows),
-        footnotes=(*_footnotes(manifest, rows), *scored.footnotes(manifest, scores)),
+        caption=notes.caption(comparison),
+        footnotes=(
+            *notes.footnotes(comparison, keys),
+            *scored.footnotes(
+                comparison.baseline.label, [task for task in tasks if task.key in keys]
+            ),
+        ),
     )
 
 
-def _numbers(row: Row, runs: Mapping[str, Run], baseline_losses: Mapping[int, float]) -> _Numbers:
-    diverged = in_state(row, runs, "diverged")
-    losses = numbers(row, runs, "val/loss")
-    kept = {} if diverged else losses
-    return _Numbers(
-        row=row,
-        diverged=diverged,
-        waiting=in_state(row, runs, "missing", "unfinished", "failed"),
-        losses=losses,
-        loss=summarise(kept.values()),
-        bpb=None if diverged else summarise(numbers(row, runs, "val/bpb").values()),
-        difference=paired_difference(kept, baseline_losses),
-        speeds=list(numbers(row, runs, "tokens_per_s").values()),
+def _chosen(sources: Mapping[str, _Source], columns: Sequence[str] | None) -> list[_Source]:
+    if columns is None:
+        return [source for source in sources.values() if source.shown]
+    wanted = ["variant"]
+    for key in columns:
+        if key != "all" and key not in sources:
+            raise UserError(f"no column '{key}'{did_you_mean(key, [*sources, 'all'])}")
+        wanted += sources if key == "all" else [key]
+    return [sources[key] for key in dict.fromkeys(wanted)]
+
+
+def _sources(comparison: Comparison, tasks: Sequence[scored.ScoreColumn]) -> Iterable[_Source]:
+    """Every column that this sweep could have, in the order of the table."""
+    rows, match = comparison.rows, comparison.manifest.match
+    several = any(r.difference and r.difference.n > 1 for r in rows)
+    tuned = any(r.tuning for r in rows)
+    left: Align = "left"
+    ends, spread = ("low", "high", "n"), ("sd", "n")
+
+    yield _Source(Column("variant", "Variant", left), _each(_variant_cell), True)
+    yield _Source(Column("seeds", "Seeds", left, ("planned", "diverged")), _each(_seeds_cell), True)
+    yield _Source(
+        Column("parameters", "Params", "right", ("mismatch",), 2),
+        _each(lambda r: _count_cell(r, r.read.parameters, match == "params")),
+        True,
     )
+    yield _Source(
+        Column("flops_per_token", "FLOPs/token", "right", ("mismatch",), 4),
+        _each(lambda r: _count_cell(r, r.read.flops_per_token, match == "flops")),
+        True,
+    )
+    yield _Source(Column("mismatch", "Mismatch"), _each(_mismatch_cell))
+    yield _Source(
+        Column("tokens_per_s", "Tokens/s", "right", ("mismatch",), 3),
+        _each(lambda r: _median_cell(r, "tokens_per_s", "", match == "time")),
+        True,
+    )
+    yield _Source(
+        Column("peak_memory", "Peak mem", priority=6),
+        _each(lambda r: _median_cell(r, "peak_memory_bytes", "B")),
+        any(r.by_seed("peak_memory_bytes") for r in rows),
+    )
+    yield _Source(Column("lr", "LR", priority=1), _each(_lr_cell), tuned)
+    yield _Source(Column("tries", "Tries", left, ("diverged",), 1), _each(_tries_cell), tuned)
+    yield _Source(
+        Column("sensitivity", "LR sensitivity", priority=1),
+        _each(lambda r: _number_cell(r, r.tuning.sensitivity if r.tuning else None, "{:.4f}")),
+    )
+    yield _Source(Column("expected_best", "Expected best", "right", ("tries",)), _best_cells)
+    yield _mean_source("val_loss", "Val loss", "val/loss", True)
+    yield _mean_source("val_bpb", "Val bpb", "val/bpb", True, 5)
+    yield _Source(
+        Column("above_floor", "Above floor", left, spread, 1),
+        partial(_mean_cells, each=_above_floor),
+        any(r.by_seed("floor/loss") for r in rows),
+    )
+    lengths = {
+        int(found[1])
+        for r in rows
+        for run in r.runs.values()
+        for key in run.result
+        if (found := AT_LENGTH.fullmatch(key))
+    }
+    for length in sorted(lengths):
+        key = f"val/loss@{length}"
+        yield _mean_source(f"val_loss@{length}", f"Loss at {length}", key, True, 3)
+    yield _Source(
+        Column("delta_val_loss", "Δ val loss [95% CI]", left, (*ends, "sd", "p")),
+        _delta_cells,
+        True,
+    )
+    yield _Source(
+        Column("delta_adjusted", "Δ [Holm's CI]", left, ("low", "high", "level")), _adjusted_cells
+    )
+    yield _Source(Column("p", "p (Holm)", "right", ("unadjusted",)), _each(_p_cell), several)
+    yield _Source(Column("p_sign", "p (sign flip)", "right", ("smallest",)), _each(_p_sign_cell))
+    yield _Source(Column("verdict", "Verdict", left), _each(_verdict_cell), True)
+    yield _Source(
+        Column("pairing", "sd paired/unpaired", "right", ("paired", "unpaired")),
+        _each(_pairing_cell),
+    )
+    yield _Source(
+        Column("wins", "P(lower)"),
+        _each(lambda r: _number_cell(r, r.difference.wins if r.difference else None, "{:.2f}")),
+    )
+    for by in BUDGETS:
+        yield _Source(
+            Column(
+                f"delta_at_{by}",
+                f"Δ at equal {'FLOPs' if by == 'flops' else by}",
+                left,
+                (*ends, "budget"),
+            ),
+            partial(_reading_cells, by=by),
+        )
+    yield _Source(Column("gain", "Compute gain", left, (*ends, "at_least")), _each(_gain_cell))
+    for task in tasks:
+        details = ("sd", "n", "item_stderr")
+        yield _Source(
+            Column(task.key, task.title, left, details, 1), partial(_score_cells, task=task), True
+        )
 
 
-def _mark(r: _Numbers) -> str:
-    return f"{DIVERGED} {len(r.diverged)}/{len(r.row.runs)}" if r.diverged else NOT_RUN
+# --- cells ---------------------------------------------------------------------------------------
 
 
-def _seeds_cell(r: _Numbers) -> Cell:
-    marks = [DIVERGED] * bool(r.diverged) + [NOT_RUN] * bool(r.waiting)
-    done, planned = len(r.losses), len(r.row.runs)
-    details = {"planned": planned, "diverged": len(r.diverged)}
-    return Cell(f"{done}/{planned}", done, details, " ".join(marks))
+def _each(cell: Callable[[Compared], Cell]) -> Callable[[Comparison], Iterable[Cell]]:
+    return lambda comparison: map(cell, comparison.rows)
 
 
-def _count_cell(row: Row, count: float | None, matched: bool) -> Cell:
+def _mark(r: Compared) -> str:
+    """Why a row has no number."""
+    if r.diverged:
+        return f"{DIVERGED} {len(r.diverged)}/{r.planned}"
+    return EDITED if r.excluded and not r.waiting else NOT_RUN
+
+
+def _absent(r: Compared, **details: float | int | None) -> Cell:
+    """The cell of a row without such a number: because it has not run, or has none."""
+    if r.losses and not r.diverged:
+        return Cell(NO_SUCH, None, details)
+    return Cell("", None, details, _mark(r))
+
+
+def _number_cell(r: Compared, value: float | None, form: str) -> Cell:
+    """A number that only variants have."""
+    if value is not None:
+        return Cell(form.format(value), value)
+    return Cell("") if r.verdict == "baseline" else _absent(r)
+
+
+def _variant_cell(r: Compared) -> Cell:
+    return Cell(r.label, r.label)
+
+
+def _seeds_cell(r: Compared) -> Cell:
+    lacking = (DIVERGED, r.diverged), (NOT_RUN, r.waiting), (EDITED, r.excluded)
+    marks = [mark for mark, runs in lacking if runs]
+    marks += [UNLIKE] * any(key not in (*INCOMPARABLE, "lm_eval") for key in r.mixed)
+    details = {"planned": r.planned, "diverged": len(r.diverged)}
+    return Cell(f"{len(r.losses)}/{r.planned}", len(r.losses), details, " ".join(marks))
+
+
+def _count_cell(r: Compared, count: float | None, matched: bool) -> Cell:
     if count is None:
         return Cell("", None, {"mismatch": None}, NOT_RUN)
-    mismatch = row.mismatch if matched else None
-    return Cell(_short(count), count, {"mismatch": mismatch}, MISMATCH if _unfair(mismatch) else "")
+    mismatch = r.read.mismatch if matched else None
+    mark = MISMATCH if notes.unfair(mismatch) else ""
+    return Cell(short(count), count, {"mismatch": mismatch}, mark)
 
 
-def _speed_cell(r: _Numbers) -> Cell:
-    if not r.speeds:
+def _mismatch_cell(r: Compared) -> Cell:
+    if (off := r.read.mismatch) is None:
         return Cell("", mark=NOT_RUN)
-    median = float(np.median(r.speeds))
-    return Cell(_short(median), median)
+    return Cell(percent(off, 2), off, mark=MISMATCH if notes.unfair(off) else "")
 
 
-def _mean_cell(r: _Numbers, summary: Summary | None, decimals: int) -> Cell:
+def _median_cell(r: Compared, key: str, unit: str, matched: bool = False) -> Cell:
+    mismatch = r.read.mismatch if matched else None
+    details = {"mismatch": mismatch} if key == "tokens_per_s" else {}
+    values = [*r.by_seed(key).values()]
+    if not values:
+        return Cell("", None, details, _mark(r)) if not r.losses else Cell(NO_SUCH, None, details)
+    median = float(np.median(values))
+    mark = MISMATCH if notes.unfair(mismatch) else ""
+    return Cell(f"{short(median)}{unit}", median, details, mark)
+
+
+def _lr_cell(r: Compared) -> Cell:
+    return Cell("", mark=NOT_RUN) if r.lr is None else Cell(f"{r.lr:g}", r.lr)
+
+
+def _tries_cell(r: Compared) -> Cell:
+    tries = r.tuning.tries if r.tuning else ()
+    edge = f", {r.tuning.edge} edge" if r.tuning and r.tuning.edge else ""
+    count = max(1, len(tries))
+    return Cell(f"{count}{edge}", count, {"diverged": sum(bool(t.diverged) for t in tries)})
+
+
+def _best_cells(comparison: Comparison) -> Iterable[Cell]:
+    """The expected best of as many tries in each row as the row with the fewest has."""
+    counts = [len(r.tuning.expected_best) for r in comparison.rows if r.tuning]
+    k = min((count for count in counts if count), default=0)
+    for r in comparison.rows:
+        known = r.tuning.expected_best[k - 1] if k and r.tuning and r.tuning.expected_best else None
+        finite = known is not None and np.isfinite(known)
+        yield replace(
+            _number_cell(r, known if finite else None, "{:.4f}"), details={"tries": k or None}
+        )
+
+
+def _mean_source(key: str, title: str, result: str, shown: bool, priority: int = 0) -> _Source:
+    def values(r: Compared) -> dict[int, float]:
+        return r.by_seed(result)
+
+    column = Column(key, title, "left", ("sd", "n"), priority)
+    return _Source(column, partial(_mean_cells, each=values), shown)
+
+
+def _above_floor(r: Compared) -> dict[int, float]:
+    floors = r.by_seed("floor/loss")
+    return {seed: loss - floors[seed] for seed, loss in r.losses.items() if seed in floors}
+
+
+def _mean_cells(
+    comparison: Comparison, each: Callable[[Compared], Mapping[int, float]]
+) -> Iterable[Cell]:
+    found = [None if r.diverged else summarise(each(r).values()) for r in comparison.rows]
+    decimals = decimals_for(s.sd for s in found if s)
+    for r, summary in zip(comparison.rows, found, strict=True):
+        mark = UNLIKE if set(r.mixed) & set(INCOMPARABLE) else ""
+        yield _mean_cell(r, summary, decimals, mark)
+
+
+def _mean_cell(r: Compared, summary: Summary | None, decimals: int, mark: str) -> Cell:
     if summary is None:
-        return Cell("", None, {"sd": None, "n": 0}, _mark(r))
+        return _absent(r, sd=None, n=0)
     spread = "" if summary.sd is None else f" ± {summary.sd:.{decimals}f}"
+    fewer = f", n = {summary.n}" if summary.n < len(r.losses) else ""
     details = {"sd": summary.sd, "n": summary.n}
-    return Cell(f"{summary.mean:.{decimals}f}{spread}", summary.mean, details)
+    text = f"{summary.mean:.{decimals}f}{spread}{fewer}"
+    return Cell(text, summary.mean, details, mark)
 
 
-def _score_cell(r: _Numbers, score: scored.ScoreColumn, decimals: int, index: int) -> Cell:
-    summary = None if r.diverged else score.summary(index)
-    if summary is None:
-        return Cell("", None, {"sd": None, "n": 0, "item_stderr": None}, _mark(r))
-    stderr = score.stderr(index)
-    cell = _mean_cell(r, summary, decimals)
-    short = f" ({summary.n})" if summary.n < len(r.losses) else ""
-    details = {**cell.details, "item_stderr": stderr}
-    return replace(cell, text=cell.text + short, details=details)
+def _score_cells(comparison: Comparison, task: scored.ScoreColumn) -> Iterable[Cell]:
+    decimals = min(4, decimals_for(task.spreads))
+    for i, r in enumerate(comparison.rows):
+        summary, stderr = None if r.diverged else task.summary(i), task.stderr(i)
+        if summary is None:
+            yield Cell("", None, {"sd": None, "n": 0, "item_stderr": None}, _mark(r))
+            continue
+        cell = _mean_cell(r, summary, decimals, "")
+        error = "" if stderr is None else f" ({stderr:.{decimals}f})"
+        details = {**cell.details, "item_stderr": stderr}
+        before, comma, fewer = cell.text.partition(",")
+        yield replace(cell, text=f"{before}{error}{comma}{fewer}", details=details)
 
 
-def _difference_cell(r: _Numbers, decimals: int) -> Cell:
+def _delta_cells(comparison: Comparison) -> Iterable[Cell]:
+    decimals = difference_decimals(r.difference for r in comparison.rows)
+    for r in comparison.rows:
+        d = r.difference
+        if d is None:
+            yield _no_difference(r, low=None, high=None, n=0, sd=None, p=None)
+            continue
+        details = {"low": d.low, "high": d.high, "n": d.n, "sd": d.sd, "p": d.p}
+        yield Cell(
+            difference_text(d, r.planned, decimals), d.mean, details, _unlike(r), _decided(r)
+        )
+
+
+def _adjusted_cells(comparison: Comparison) -> Iterable[Cell]:
+    decimals = difference_decimals(r.difference for r in comparison.rows)
+    for r in comparison.rows:
+        d, a = r.difference, r.adjusted
+        if d is None or a is None:
+            cell = _no_difference(r, low=None, high=None, level=None)
+            yield replace(cell, mark=cell.mark or _unlike(r))
+            continue
+        text = signed(d.mean, decimals) + interval_text(a.low, a.high, decimals)
+        details = {"low": a.low, "high": a.high, "level": a.level}
+        yield Cell(text, d.mean, details, _unlike(r), a.rejected)
+
+
+def _reading_cells(comparison: Comparison, by: Budget) -> Iterable[Cell]:
+    known = {r.label: r.readings[by] for r in comparison.rows if by in r.readings}
+    decimals = difference_decimals(reading.difference for reading in known.values())
+    for r in comparison.rows:
+        reading = known.get(r.label)
+        budget = reading.budget if reading else None
+        if reading is None or (d := reading.difference) is None:
+            yield _no_difference(r, low=None, high=None, n=0, budget=budget)
+            continue
+        marks = [CUT] * reading.cut + [UNLIKE] * ("data" in r.mixed)
+        details = {"low": d.low, "high": d.high, "n": d.n, "budget": budget}
+        yield Cell(difference_text(d, r.planned, decimals), d.mean, details, " ".join(marks))
+
+
+def _no_difference(r: Compared, **details: float | int | None) -> Cell:
+    if r.verdict == "baseline":
+        return Cell("baseline", None, details)
+    return _absent(r, **details)
+
+
+def _unlike(r: Compared) -> str:
+    return UNLIKE if set(r.mixed) & set(INCOMPARABLE) else ""
+
+
+def _decided(r: Compared) -> bool:
+    return r.adjusted is not None and r.adjusted.rejected
+
+
+def _p_cell(r: Compared) -> Cell:
+    details = {"unadjusted": r.difference.p if r.difference else None}
+    if r.adjusted is None:
+        cell = _number_cell(r, None, "")
+        return replace(cell, details=details, mark=cell.mark or _unlike(r))
+    return Cell(p_text(r.adjusted.p), r.adjusted.p, details, bold=r.adjusted.rejected)
+
+
+def _p_sign_cell(r: Compared) -> Cell:
     d = r.difference
-    if d is None:
-        return Cell("", None, {"low": None, "high": None, "n": 0}, _mark(r))
-    return Cell(
-        difference_text(d, len(r.row.runs), decimals),
-        d.mean,
-        {"low": d.low, "high": d.high, "n": d.n},
-        bold=d.excludes_zero,
+    details = {"smallest": d.smallest_p if d else None}
+    if d is None or d.p_sign is None:
+        return replace(_number_cell(r, None, ""), details=details)
+    return Cell(p_text(d.p_sign), d.p_sign, details, _unlike(r))
+
+
+def _verdict_cell(r: Compared) -> Cell:
+    if r.verdict == "diverged":
+        return Cell(f"diverged {len(r.diverged)}/{r.planned}", r.verdict)
+    return Cell(r.verdict, r.verdict, {}, _unlike(r), r.verdict in ("better", "worse"))
+
+
+def _pairing_cell(r: Compared) -> Cell:
+    d = r.difference
+    cell = _number_cell(r, d.pairing if d else None, "{:.2f}")
+    return replace(
+        cell, details={"paired": d.sd if d else None, "unpaired": d.sd_unpaired if d else None}
     )
 
 
-def difference_text(d: Difference, planned: int, decimals: int = 4) -> str:
-    """`−0.0103 [−0.0150, −0.0056]`, saying so where pairs or the interval are missing."""
-    text = _signed(d.mean, decimals)
-    if d.low is not None and d.high is not None:
-        text += f" [{_signed(d.low, decimals)}, {_signed(d.high, decimals)}]"
-    elif d.n == 1:
-        return f"{text} (1 pair: no interval)"
-    return text if d.n == planned else f"{text} ({d.n} pairs)"
-
-
-def _signed(value: float, decimals: int) -> str:
-    text = f"{value:+.{decimals}f}"
-    return text[1:] if value == 0 else text.replace("-", "−")
-
-
-def decimals_for(spreads: Iterable[float | None]) -> int:
-    """Enough to show the typical spread with two digits, 3 to 5; 4 where none is known."""
-    known = [spread for spread in spreads if spread]
-    return min(5, max(3, 1 - math.floor(math.log10(float(np.median(known)))))) if known else 4
-
-
-def difference_decimals(differences: Iterable[Difference | None]) -> int:
-    """`decimals_for` the intervals of one table's differences."""
-    return decimals_for(d.half_width for d in differences if d)
-
-
-def _short(count: float) -> str:
-    """Three digits and a suffix: 790k, 1.05M, 124M."""
-    for size, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(count) >= 0.9995 * size:
-            scaled = count / size
-            return f"{scaled:.{max(0, 2 - math.floor(math.log10(scaled) + 0.0003))}f}{suffix}"
-    return f"{count:.0f}"
+def _gain_cell(r: Compared) -> Cell:
+    g = r.gain
+    if g is None or g.ratio is None:
+        return _no_difference(r, low=None, high=None, n=0, at_least=g.at_least if g else None)
+    text = f"{g.ratio:.2f}×"
+    if g.low is not None and g.high is not None:
+        text += f" [{g.low:.2f}, {g.high:.2f}]"
+    text += ", not reached" if g.beyond else ""
+    return Cell(text, g.ratio, {"low": g.low, "high": g.high, "n": g.n, "at_least": g.at_least})
 
 
 def _align(cells: Sequence[Cell]) -> Sequence[Cell]:
@@ -264,97 +493,3 @@ def _align(cells: Sequence[Cell]) -> Sequence[Cell]:
         else cell
         for cell in cells
     ]
-
-
-def _unfair(mismatch: float | None) -> bool:
-    return mismatch is not None and abs(mismatch) > TOLERANCE
-
-
-def _caption(manifest: Manifest, rows: Sequence[_Numbers]) -> str:
-    planned = sorted({len(r.row.runs) for r in rows})
-    seeds = f"n = {planned[0]}" if len(planned) == 1 else f"n = {planned[0]} to {planned[-1]}"
-    matched = {
-        "params": "parameters matched to the baseline's",
-        "flops": "FLOPs per token matched to the baseline's",
-        None: "neither parameters nor FLOPs matched",
-    }[manifest.match]
-    after = f" after {manifest.tokens:,} training tokens" if manifest.tokens else ""
-    return (
-        f"Validation loss (nats per token) and bits per byte{after}: mean ± sd over seeds"
-        f" ({seeds} planned per row), {matched}."
-        f" Δ: mean difference from {manifest.rows[0].label}, paired by seed, with the 95% t"
-        " interval of the paired difference; bold where it excludes zero. A lower loss is better."
-    )
-
-
-def _footnotes(manifest: Manifest, rows: Sequence[_Numbers]) -> Iterable[str]:
-    diverged = [
-        f"{r.row.label} {len(r.diverged)}/{len(r.row.runs)}"
-        f" ({'; '.join(_divergence(seed, run) for seed, run in r.diverged.items())}{_survivors(r)})"
-        for r in rows
-        if r.diverged
-    ]
-    if diverged:
-        yield f"{DIVERGED} diverged, so not averaged: {_listed(diverged)}."
-    never = [r.row.label for r in rows if len(r.waiting) == len(r.row.runs)]
-    if never:
-        yield f"{NOT_RUN} rows without any result: {_listed(never)}."
-    partly = [
-        f"{r.row.label} {_seeds(r.waiting)}" for r in rows if 0 < len(r.waiting) < len(r.row.runs)
-    ]
-    if partly:
-        yield f"{NOT_RUN} runs without a result: {_listed(partly)}."
-    failed = [
-        f"{r.row.label} seed {seed} ({run.reason or 'no reason recorded'})"
-        for r in rows
-        for seed, run in r.waiting.items()
-        if run.state == "failed"
-    ]
-    if failed:
-        yield f"Failed in the last attempt: {_listed(failed)}."
-    unfair = [
-        f"{r.row.label} {_signed(100 * r.row.mismatch, 1)}%"
-        for r in rows
-        if r.row.mismatch is not None and _unfair(r.row.mismatch)
-    ]
-    if unfair and manifest.match:
-        what = "parameters" if manifest.match == "params" else "FLOPs per token"
-        limit = f"{TOLERANCE:.0%}"
-        yield f"{MISMATCH} {what} off the baseline's by more than {limit}: {_listed(unfair)}."
-    first = rows[0].losses
-    same = [
-        r.row.label
-        for r in rows[1:]
-        if (both := r.losses.keys() & first) and all(r.losses[s] == first[s] for s in both)
-    ]
-    if same:
-        yield f"Losses identical to the baseline's, so the change may do nothing: {_listed(same)}."
-    pairs = [r.difference.n for r in rows[1:] if r.difference]
-    if pairs and min(pairs) == 1:
-        yield "A single pair of runs has no interval: its difference may be all noise."
-    if 2 in pairs:
-        factor = t_quantile(0.975, 1)
-        yield f"Fewer than 3 seeds: intervals are wide (±{factor:.1f} standard errors at n = 2)."
-    if len(pairs) > 1:
-        yield f"Intervals hold row by row; they are not yet corrected for {len(pairs)} comparisons."
-    if any(r.speeds for r in rows):
-        yield "Tokens/s: median over finished runs, on the hardware that each ran on."
-
-
-def _divergence(seed: int, run: Run) -> str:
-    step = run.result.get("diverged_step")
-    return f"seed {seed}" + (f" at step {step}" if step is not None else f": {run.reason}")
-
-
-def _survivors(r: _Numbers) -> str:
-    finished = ", ".join(f"seed {seed} {loss:.4f}" for seed, loss in r.losses.items())
-    return f"; finished: {finished}" if finished else ""
-
-
-def _seeds(by_seed: Mapping[int, Run]) -> str:
-    return f"seed{'s' * (len(by_seed) > 1)} {', '.join(map(str, by_seed))}"
-
-
-def _listed(items: Sequence[str]) -> str:
-    more = len(items) - MOST_LISTED
-    return ", ".join(items[:MOST_LISTED]) + (f" and {more} more" if more > 0 else "")

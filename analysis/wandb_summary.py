@@ -19,6 +19,7 @@ from typing import Any
 
 from analysis import figures, render, results
 from analysis import table as tables
+from analysis.comparison import compare
 from experiments import tracking
 from experiments import wandb_client as client
 from experiments.record import UserError, hold_file, read_json, write_json
@@ -113,11 +114,12 @@ class Gathered:
 
 def gathered(root: Path, record: Mapping[str, Any], folder: Path) -> Gathered:
     manifest = results.read_manifest(root / "sweeps" / f"{record['name']}.json")
-    table = tables.ablation_table(manifest, results.read_runs(manifest, root))
+    runs = results.read_runs(manifest, root)
+    table, compared = tables.ablation_table(manifest, runs), compare(manifest, runs)
     figure, curves, drawn, lacking = None, {}, "", ""
     try:
-        _, figure, numbers = figures.loss_curves(manifest, root, folder / "figure")
-        curves, drawn = figures.mean_curves(manifest, root), numbers.read_text("utf-8")
+        _, figure, numbers = figures.loss_curves(compared, root, folder / "figure")
+        curves, drawn = figures.mean_curves(compared, root), numbers.read_text("utf-8")
     except UserError as error:  # the table stands without it
         lacking = f" (no figure: {error})"
     plan = {key: record.get(key) for key in ("match", "seeds", "tokens")}

@@ -68,6 +68,8 @@ QUICK = [
     ("status", "--json"),
     ("table", "small"),
     ("table", "small", "--format", "latex"),
+    ("report", "small"),
+    ("ledger",),
     ("retry", "small", "--dry-run"),
     ("cancel", "small"),
 ]

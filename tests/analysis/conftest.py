@@ -76,7 +76,7 @@ def make_sweep(tmp_path: Path) -> Any:
     from analysis.results import read_manifest, read_runs
 
     def make(rows: dict[str, list[Outcome]]) -> Any:
-        root = tmp_path / "other"
+        root = tmp_path / f"made-{len([*tmp_path.glob('made-*')])}"
         path = write_sweep(root, [(label, "rows", 0.0, seeds) for label, seeds in rows.items()])
         manifest = read_manifest(path)
         return manifest, read_runs(manifest, root)

@@ -7,11 +7,12 @@ import io
 import json
 import os
 import re
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-from analysis.render import RENDERERS, escape_latex, escape_markdown, latex, terminal
+from analysis.render import RENDERERS, escape_latex, escape_markdown, html, latex, terminal
 from analysis.results import read_manifest, read_runs
 from analysis.table import Table, ablation_table
 
@@ -54,8 +55,8 @@ def test_latex_is_balanced_and_escaped(table: Table) -> None:
         else:
             assert opened.pop() == name
     assert not opened and tex.count(r"\begin{table}") == 1
-    # Take away what is escaped, the comment and the arguments: nothing that TeX acts on is left.
-    bare = re.sub(r"\\[&%$#_{}]", "", tex.split("\n", 1)[1])
+    # Take away what is escaped, the comments and the arguments: nothing that TeX acts on is left.
+    bare = re.sub(r"\\[&%$#_{}]", "", tex.split("\n", 2)[2])
     assert bare.count("{") == bare.count("}") and bare.count("$") % 2 == 0
     outside_math = re.sub(r"\$[^$]*\$", "", bare)
     assert not set("%#~^_<>|").intersection(outside_math)
@@ -64,6 +65,7 @@ def test_latex_is_balanced_and_escaped(table: Table) -> None:
     full = [line for line in lines if r"\multicolumn" not in line]
     assert len(full) == 7 and len(lines) == 9
     assert {len(re.findall(r"(?<!\\)&", line)) for line in full} == {7}
+    assert tex.splitlines()[1] == "% Left out for want of width: FLOPs/token, Val bpb."
     # Each row follows \\ or a rule, both of which would take [ for an optional argument.
     assert not any(line.lstrip().startswith(("[", "*")) for line in lines)
     assert tex.isascii()
@@ -76,6 +78,8 @@ def test_latex_is_balanced_and_escaped(table: Table) -> None:
         ("\\~^<>|", r"\textbackslash{}\textasciitilde{}\textasciicircum{}"
                     r"\textless{}\textgreater{}\textbar{}"),
         ("ReLU² ± −1 --x", r"ReLU$^{2}$ $\pm$ $-$1 -{}-x"),
+        ("naïve Ångström ł § ¶", r"na\"{\i }ve \r{A}ngstr\"{o}m {\l} $\S$ $\P$"),
+        ("注 🎉", "[U+6CE8] [U+1F389]"),
     ],
 )  # fmt: skip
 def test_latex_prints_the_text_as_it_stands(text: str, expected: str) -> None:
@@ -95,3 +99,44 @@ def test_csv_and_json_carry_the_raw_numbers(table: Table) -> None:
     assert float(rows[1]["delta_val_loss_low"]) == delta["low"] < delta["value"] < delta["high"]
     assert rows[1]["variant"] == r"A&B_50% $x|<y>\^~{#}"
     assert (rows[3]["val_loss"], rows[3]["seeds_diverged"], rows[3]["marks"]) == ("", "1", "†")
+
+
+def test_html_shows_every_text_as_it_stands(table: Table) -> None:
+    fragment = html(table)
+    seen = Seen()
+    seen.feed(fragment)
+    cells = [cell.text for row in table.rows for cell in row.cells if cell.text]
+    text = "".join(seen.texts)
+    assert all(part in text for part in (*cells, table.caption, *table.footnotes))
+    # A label's own <y> is no element.
+    assert set(seen.tags) == {
+        *("table", "caption", "strong", "thead", "tbody", "tr", "th", "td", "span", "ul", "li"),
+    }
+    assert seen.open == []
+    assert 'data-verdict="better"' in fragment
+
+
+def test_an_html_page_stands_alone(table: Table) -> None:
+    page = RENDERERS["html"](table)
+    assert page.startswith("<!doctype html>") and html(table) in page
+    assert not re.search(r"(src|href)=|url\(|@import|<script", page)
+
+
+class Seen(HTMLParser):
+    """Elements and texts of a document, and which elements are left open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.open: list[str] = []
+        self.texts: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: object) -> None:
+        self.tags.append(tag)
+        self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)

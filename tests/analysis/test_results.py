@@ -74,3 +74,49 @@ def test_a_truncated_last_line_is_ignored_and_damage_elsewhere_is_not(tmp_path: 
     path.write_text('{"tokens": 1}\n{"tok\n{"tokens": 2}\n')
     with pytest.raises(UserError, match=r"metrics\.jsonl:2: "):
         read_curve(tmp_path)
+
+
+def test_what_an_older_result_does_not_say_is_read_from_its_provenance(
+    manifest_path: Path,
+) -> None:
+    folder = manifest_path.parents[1] / "0000000000-s0"
+    attempt = {"git": {"commit": "abc", "patch": "+1"}, "versions": {"torch": "2.12", "numpy": "2"}}
+    provenance = {"data": {"fingerprint": "f00d"}, "attempts": [{}, attempt]}
+    (folder / "provenance.json").write_text(json.dumps(provenance))
+    found = read_run(folder).result
+    assert (found["data"], found["versions"]) == ("f00d", {"torch": "2.12"})
+    assert found["code"]["commit"] == "abc" and found["code"]["dirty"]
+    attempt["git"] = {"commit": "abc", "patch": "+2"}
+    (folder / "provenance.json").write_text(json.dumps(provenance))
+    assert read_run(folder).result["code"]["source"] != found["code"]["source"]
+
+
+def test_a_row_with_seeds_of_its_own_is_read_by_the_sweeps(manifest_path: Path) -> None:
+    data = json.loads(manifest_path.read_text())
+    data["rows"][1]["seeds"] = {"0": 100, "1": 1, "2": 2}
+    manifest_path.write_text(json.dumps(data))
+    path = manifest_path.parents[1] / "0000000001-s0" / "result.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "seed": 100}))
+    manifest = read_manifest(manifest_path)
+    runs = read_runs(manifest, manifest_path.parents[1])
+    assert list(in_state(manifest.rows[1], runs, "done")) == [0, 1, 2]
+    path.write_text(json.dumps({**json.loads(path.read_text()), "seed": 0}))
+    with pytest.raises(UserError, match="planned it as seed 100"):
+        read_runs(manifest, manifest_path.parents[1])
+
+
+def test_a_result_with_nan_that_has_a_seal_was_edited(manifest_path: Path) -> None:
+    folder = manifest_path.parents[1] / "0000000000-s0"
+    data = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps({**data, "seal": "0" * 32, "x": float("nan")}))
+    run = read_run(folder)
+    assert (run.state, run.result) == ("edited", {})
+
+
+@pytest.mark.parametrize("value", ["fast", True, None])
+def test_a_tune_over_what_is_no_number_is_one_line(manifest_path: Path, value: object) -> None:
+    data = json.loads(manifest_path.read_text())
+    data["rows"][1]["tuned"] = {"of": "GPT-2", "path": "model.norm", "value": value}
+    manifest_path.write_text(json.dumps(data))
+    with pytest.raises(UserError, match=r"row 2: tuned to .* which is no number"):
+        read_manifest(manifest_path)

@@ -337,8 +337,11 @@ def test_a_seal_fits_what_was_sealed_and_no_other_byte_or_number(run: Run) -> No
     read = record.read_json(run / "result.json")
     assert record.seal(run.folder, read) == sealed
     assert record.seal(run.folder, dict(reversed(read.items()))) == sealed
-    contents = [(run / name).read_bytes() for name in ("experiment.yaml", "metrics.jsonl")]
-    assert record.seal_of(*contents, read) == sealed
+    experiment, metrics = (
+        (run / "experiment.yaml").read_bytes(),
+        (run / "metrics.jsonl").read_bytes(),
+    )
+    assert record.seal_of(experiment, metrics, read) == sealed
     assert record.seal(run.folder, {**read, "val/loss": 1.4999999999999998}) != sealed
     for name in ("experiment.yaml", "metrics.jsonl"):
         before = (run / name).read_bytes()
@@ -347,8 +350,7 @@ def test_a_seal_fits_what_was_sealed_and_no_other_byte_or_number(run: Run) -> No
         (run / name).unlink()
         assert record.seal(run.folder, read) != sealed
         (run / name).write_bytes(before)
-    moved = [contents[0] + contents[1][:1], contents[1][1:]]
-    assert record.seal_of(*moved, read) != sealed
+    assert record.seal_of(experiment + metrics[:1], metrics[1:], read) != sealed
 
 
 def test_truncating_cuts_to_the_byte_and_makes_what_is_missing(run: Run) -> None:

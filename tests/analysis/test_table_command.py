@@ -1,0 +1,57 @@
+"""`run.py table`: what it prints, and what it leaves on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+import run
+from experiments.record import UserError
+from tests import rich_sweep
+
+
+def table(root: Path, *words: str) -> Result:
+    done = CliRunner().invoke(run.cli, ["table", "recipe", "--runs", str(root), *words])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    rich_sweep.rows_sweep(tmp_path)
+    return tmp_path
+
+
+def test_columns_and_formats_go_together(root: Path) -> None:
+    found = json.loads(table(root, "--columns", "verdict, gain", "--json").stdout)
+    assert [column["key"] for column in found["columns"]] == ["variant", "verdict", "gain"]
+    assert found["rows"][2]["cells"]["verdict"]["value"] == "better"
+    assert found["rows"][2]["cells"]["gain"]["low"] > 1
+
+
+def test_an_unknown_column_is_an_error_of_one_line(root: Path) -> None:
+    with pytest.raises(UserError, match="no column 'pvalue'"):
+        table(root, "--columns", "pvalue")
+
+
+def test_the_ending_of_the_file_decides_the_format(root: Path) -> None:
+    for ending, start in (("html", "<!doctype html>"), ("tex", "% Needs"), ("csv", "group,")):
+        target = root / f"table.{ending}"
+        table(root, "--out", str(target))
+        assert target.read_text("utf-8").startswith(start)
+
+
+def test_a_look_at_other_columns_leaves_the_files_alone(root: Path) -> None:
+    before = sorted((root / "sweeps").iterdir())
+    shown = table(root, "--columns", "verdict").stdout
+    assert "better" in shown and "Val loss" not in shown
+    assert sorted((root / "sweeps").iterdir()) == before
+
+
+def test_what_is_missing_is_said_beside_the_table(root: Path) -> None:
+    said = table(root, "--format", "md").stderr
+    assert "still missing: 5 of 32 runs (" in said and "Post-LN s2" in said
