@@ -70,6 +70,8 @@ QUICK = [
     ("table", "small", "--format", "latex"),
     ("report", "small"),
     ("ledger",),
+    ("reproduce",),
+    ("power", "small", "--detect", "0.01"),
     ("retry", "small", "--dry-run"),
     ("cancel", "small"),
 ]

@@ -123,7 +123,7 @@ def test_every_command_that_reads_has_json_and_every_one_that_works_a_dry_run() 
     }
     assert [name for name in options if "--json" not in options[name]] == []
     assert {name for name in options if "--dry-run" in options[name]} == {
-        "train", "sweep", "submit", "retry", "cancel",
+        "train", "sweep", "submit", "retry", "cancel", "reproduce",
     }  # fmt: skip
 
 
@@ -138,6 +138,9 @@ def test_json_has_a_schema_and_nothing_else_is_on_stdout_nor_written(swept: Path
         ("status",),
         ("status", "pair"),
         ("table", "pair"),
+        ("power", "pair", "--detect", 0.01),
+        ("ledger",),
+        ("reproduce",),
         ("generate", id, "--max-tokens", 3),
         ("sample", "pair", "--max-tokens", 3),
         ("train", "small.yaml"),
