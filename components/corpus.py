@@ -150,8 +150,16 @@ def _described(node: ast.AST, prefix: str) -> Iterator[tuple[str, str | None]]:
 
 
 def _inspected(owner: Any, prefix: str = "") -> Iterator[tuple[str, str | None]]:
-    """The same of a module or class that has no source, from the objects themselves."""
+    """The same of a module or class that has no source, from the objects themselves.
+
+    As Python made them: other packages put functions of theirs in, such as sys.excepthook, which
+    torch replaces in each of several processes.
+    """
     for name, member in sorted(vars(owner).items()):
+        if owner is sys:
+            member = vars(sys).get(f"__{name}__", member)
+        if inspect.isfunction(member):
+            continue
         text = getattr(member, "__doc__", None)
         if name.startswith("_") or not isinstance(text, str) or not callable(member):
             continue

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from components.registry import Closed, Slot, Spec
+from components.registry import Closed, Slot, Spec, UserError
 from experiments.tracking import LONGEST, misnamed
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def _whole(value: Any) -> Any:
 
 Count = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=2**53)]
 ONE_EACH = ("bytes", "characters")  # tokenizers with an id for each ASCII character
+OURS = "held_out_"  # what the names of tasks on an experiment's own text begin with
 EXECUTION: dict[str, Any] = {"execution": True}  # json_schema_extra of fields outside the identity
 
 
@@ -220,15 +221,7 @@ class Experiment(Closed):
             )
         yield from self.evaluation.problems()
         yield from self.tracking.wandb.problems()
-        corpus, letters = self.data.corpus.entry.cls, self.data.tokenizer.name in ONE_EACH
-        if letters and getattr(corpus, "window", None) is not None:  # a made one's
-            window = self.data.corpus.build().window
-            if t.seq_len % window:
-                yield (
-                    "training.seq_len",
-                    f"corpus {self.data.corpus.name} has documents of {window} tokens; a window "
-                    f"of {t.seq_len} cuts them, take {window} or a multiple",
-                )
+        yield from self._made_text()
         micro = self.execution.micro_batch_size
         if micro is not None and t.global_batch_size % micro:
             yield (
@@ -242,6 +235,30 @@ class Experiment(Closed):
                 yield ".".join(filter(None, ("model", slot, param))), message
         if m.norm.name == "none" and m.mixer.params.get("qk_norm"):
             yield "model.mixer.qk_norm", "qk_norm uses the model's norm, which is none"
+
+    def _made_text(self) -> Iterator[tuple[str, str]]:
+        """What does not go together of a made corpus, the windows of its text, and tasks on it."""
+        spec, seq_len, asked = self.data.corpus, self.training.seq_len, self.evaluation.tasks
+        if getattr(spec.entry.cls, "surprisal", None) is not None:  # it is made
+            try:
+                window = spec.build().window
+            except UserError as error:  # begins with `corpus.` and the parameter
+                where, _, message = str(error).partition(": ")
+                yield f"data.{where}", message
+                return
+            letters = self.data.tokenizer.name in ONE_EACH
+            if letters and window is not None and seq_len % window:
+                yield (
+                    "training.seq_len",
+                    f"corpus {spec.name} has documents of {window} tokens; a window "
+                    f"of {seq_len} cuts them, take {window} or a multiple",
+                )
+        if self.evaluation.include_path is None and any(task.startswith(OURS) for task in asked):
+            from experiments.made import mismatch
+
+            for task in asked:
+                if wrong := mismatch(task, spec.name):
+                    yield "evaluation.tasks", wrong
 
 
 PRESETS = Path(__file__).parent / "presets"

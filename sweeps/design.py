@@ -133,6 +133,7 @@ class _Expansion:
             variants = list(self.distinct([v for v in found if v is not None]))
             self.check_size(variants)
             self.check_tries(variants)
+            self.check_trainings(variants)
         if self.errors or base is None:
             raise ConfigError(*dict.fromkeys(self.errors))
         return Sweep(
@@ -374,6 +375,20 @@ class _Expansion:
                 f"{self.place('tune')}: tune: gives no row a try: each sets {tune.over} itself, or "
                 "its runs are the same at every value; remove it, or tune something else"
             )
+
+    def check_trainings(self, variants: Sequence[Variant]) -> None:
+        """Rows that train the same and are only measured otherwise would look like a finding."""
+        first: dict[tuple[str, tuple[int, ...]], Variant] = {}
+        for variant in variants:
+            science = loader.dump(variant.experiment, everything=False)
+            science.pop("evaluation", None)
+            key = json.dumps(science, sort_keys=True), variant.seeds
+            other = first.setdefault(key, variant)
+            if other.identity != variant.identity:
+                self.note(
+                    f"{variant.mark}: '{variant.label}' trains the same model as '{other.label}': "
+                    "they differ in evaluation alone; set it for all rows, under set"
+                )
 
 
 def value_at(plain: Mapping[str, Any], dotted: str) -> Any:

@@ -16,6 +16,7 @@ from experiments import loader
 from experiments.yaml_text import ConfigError, Located, Path_
 from sweeps.fraction import GENERATORS, SHARES
 
+GIVEN = ("data", "evaluation", "training.tokens")  # the same for all tries of a `tune`
 MOST_ROWS = 5000  # a product past this, and past max_runs, is refused before it is written out
 
 Label = Annotated[str, Field(min_length=1, pattern=r"^[^\n]*$")]
@@ -118,9 +119,7 @@ def parse(located: Located) -> SweepFile:
             f"(or rows) to leave one out of, got {steps}"
         )
     lines += _fraction(located, file)
-    for i, value in enumerate(file.tune.values if file.tune else ()):
-        if file.tune and value in file.tune.values[:i]:
-            lines.append(f"{located.mark(('tune', 'values', i))}: tune: {value} is given twice")
+    lines += _tune(located, file.tune) if file.tune else ()
     cells = math.prod(map(len, file.factorial.values()))
     rows = math.prod(map(len, file.grid.values())) * bool(file.grid)
     rows += cells * bool(file.factorial and not file.fraction)
@@ -136,6 +135,18 @@ def _twice(located: Located, path: Path_, seeds: tuple[int, ...]) -> Iterator[st
     for i, seed in enumerate(seeds):
         if seed in seeds[:i]:
             yield f"{located.mark((*path, i))}: seeds: {seed} is given twice"
+
+
+def _tune(located: Located, tune: Tune) -> Iterator[str]:
+    """What is wrong with a tune before its tries are experiments."""
+    if any(f"{tune.over}.".startswith(f"{path}.") for path in GIVEN):
+        yield (
+            f"{located.mark(('tune', 'over'))}: tune: {tune.over} is what all rows are given or "
+            "judged by, not to be chosen for each; tune how the model is made or trained"
+        )
+    for i, value in enumerate(tune.values):
+        if value in tune.values[:i]:
+            yield f"{located.mark(('tune', 'values', i))}: tune: {value} is given twice"
 
 
 def _fraction(located: Located, file: SweepFile) -> Iterator[str]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import builtins
 import gzip
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
+from components import corpus
 from components.corpus import HuggingFace, PythonDocs, Text
 from components.filter import Dedup, MinLength
 from components.registry import UserError
@@ -40,6 +43,23 @@ def test_python_docs_are_two_megabytes_of_distinct_documents() -> None:
     assert any(text.startswith("builtins\n") and "isinstance(" in text for text in texts)
     assert not any(" at 0x" in line and "=<" in line for text in texts for line in text.split("\n"))
     assert PythonDocs().fingerprint() == PythonDocs().fingerprint()
+
+
+def test_python_docs_are_the_same_where_something_has_put_its_own_into_python(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def hook(*_: object) -> None:
+        """A function of another package, as torch's for each of several processes."""
+
+    def text() -> list[str]:
+        corpus._python_documents.cache_clear()
+        return list(PythonDocs().documents())
+
+    before = text()
+    monkeypatch.setattr(sys, "excepthook", hook)
+    monkeypatch.setattr(builtins, "display", hook, raising=False)
+    assert text() == before
+    assert any("excepthook(exctype, value, traceback, /)" in document for document in before)
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress, zstd], ids=["plain", "gz", "zst"])

@@ -193,6 +193,20 @@ OVERRIDES = {
         "not YAML: while parsing a flow mapping, expected ',' or '}', but got '<stream end>'"
     ),
     "model.n_heads=3": "model.n_heads: n_heads 3 does not divide d_model 64",
+    "data.corpus={name: copy, lengths: [5, 2]}": (
+        "data.corpus.lengths: [5, 2]: the shortest goes first"
+    ),
+    "data.corpus={name: recall, pairs: 33}": (
+        "data.corpus.pairs: 33 pairs need as many keys, and there are 32"
+    ),
+    "evaluation.tasks=[held_out, held_out_copy]": (
+        "evaluation.tasks: held_out_copy asks what the corpus 'copy' teaches, and the "
+        "experiment's is 'python_docs'; leave the task out"
+    ),
+    "evaluation.tasks=[held_out_recall]": (
+        "evaluation.tasks: held_out_recall asks what the corpus 'recall' teaches, and the "
+        "experiment's is 'python_docs'; leave the task out"
+    ),
 }
 
 

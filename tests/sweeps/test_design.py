@@ -444,6 +444,28 @@ WRONG = {
         "tune: {over: training.lr, values: [1e-3, 2e-3, 0.001]}\n",
         ["sweep.yaml:2:48: tune: 0.001 is given twice"],
     ),
+    "a tune of what rows are judged by": (
+        "tune: {over: evaluation.tokens, values: [1e3, 4e3]}\n",
+        [
+            "sweep.yaml:2:8: tune: evaluation.tokens is what all rows are given or judged by, not "
+            "to be chosen for each; tune how the model is made or trained"
+        ],
+    ),
+    "a tune of what rows are given": (
+        "tune: {over: training.tokens, values: [1e6, 2e6]}\n",
+        [
+            "sweep.yaml:2:8: tune: training.tokens is what all rows are given or judged by, not "
+            "to be chosen for each; tune how the model is made or trained"
+        ],
+    ),
+    "a row that is only measured otherwise": (
+        "rows: [{label: A, set: {model.norm: none}},\n"
+        "       {label: B, set: {model.norm: none, evaluation.lengths: [16]}}]\n",
+        [
+            "sweep.yaml:3:9: 'B' trains the same model as 'A': they differ in evaluation alone; "
+            "set it for all rows, under set"
+        ],
+    ),
     "a tune that tries nothing": (
         "seeds: [0, 1]\ntune: {over: execution.threads, values: [1, 2]}\n",
         [
