@@ -7,7 +7,9 @@ a sweep that is a result, marked in its table), 2 usage or configuration, 130 in
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
+import io
 import json
 import os
 import shlex
@@ -692,25 +694,17 @@ def show_table(
     """The table in the terminal; in its usual columns also on disk, with a figure."""
     from analysis import comparison, render, results
     from analysis import table as tables
-    from experiments.record import UserError, write_atomically
+    from experiments.record import UserError
 
     record = results.read_manifest(path)
     runs = results.read_runs(record, root)
     compared = comparison.compare(record, runs, root)
-    table = tables.table(compared, columns)
+    table = tables.table(compared, columns, root)
     print_table(table, "json" if as_json else None, None)
     if columns is not None:
         say_missing(record, runs, root)
         return
-    written = []
-    for ending, text in (
-        ("md", render.markdown(table)),
-        ("tex", render.latex(table)),
-        ("csv", render.csv_text(table)),
-    ):
-        target = path.with_suffix(f".{ending}")
-        write_atomically(target, text, durable=False)
-        written.append(target)
+    written = render.write(table, path)
     if compared.started <= MOST_DRAWN:
         from analysis import figures
 
@@ -1270,6 +1264,8 @@ def main() -> None:
     """Runs the command; every mistake a person can make is one line and exit code 2."""
     from experiments.record import Interrupted, UserError
 
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a Latin-1 terminal has no minus sign, nor Δ
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:  # as cli.main does, but that a closed pipe is no failure
         with cli.make_context(Path(sys.argv[0]).name, sys.argv[1:]) as context:
             cli.invoke(context)
@@ -1292,9 +1288,9 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as error:
-        if error.filename is None:  # no file of a person's: a mistake of ours
+        if error.filename is None and error.errno != errno.ENOSPC:  # no file: a mistake of ours
             raise
-        say(f"error: {error.filename}: {error.strerror}")
+        say(f"error: {error.filename or 'the output'}: {error.strerror}")
         sys.exit(2)
     except Interrupted as error:
         say(f"{error}; what is done is saved, run the same again to go on")

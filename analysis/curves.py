@@ -7,6 +7,7 @@ curve is taken to be straight.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,10 +15,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.results import read_curve, rows_with
+from analysis.results import finite, read_curve, rows_with
+from components.registry import UserError
 
 Budget = Literal["tokens", "flops", "time"]
-MOST_TIMES = 40  # rows of timing.jsonl that are read: seconds grow almost evenly
+MOST_TIMES = 20  # rows of timing.jsonl that are read: seconds grow almost evenly
 
 Array = NDArray[np.float64]
 
@@ -86,10 +88,12 @@ def at(axis: Array, losses: Array, budget: float) -> float | None:
 
 def _seconds(path: Path, tokens: Array) -> Array | None:
     """Seconds of training after so many tokens; None where the record does not go that far."""
-    rows = [
-        (0, 0.0),
-        *((r["tokens"], r["seconds"]) for r in rows_with(path, "seconds", MOST_TIMES)),
-    ]
+    rows: list[tuple[float, float]] = [(0, 0.0)]
+    for row in rows_with(path, "seconds", MOST_TIMES):
+        after, taken = finite(row.get("tokens")), finite(row.get("seconds"))
+        if after is None or taken is None or min(after, taken) < 0:
+            raise UserError(f"{path}: damaged ({json.dumps(row)}); remove it: no time is read then")
+        rows.append((after, taken))
     spent, seconds = (np.array(column, dtype=np.float64) for column in zip(*rows, strict=True))
     if spent[-1] < tokens[-1]:
         return None

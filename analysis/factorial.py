@@ -310,7 +310,7 @@ def _shapley(
     def losses(changed: Iterable[str]) -> Losses:
         return cells[tuple(levels[n][n in changed] for n in names)]
 
-    none, every = losses(()), losses(names)
+    none, every = ({seed: some[seed] for seed in seeds} for some in (losses(()), losses(names)))
     total = {seed: every[seed] - none[seed] for seed in seeds}
     zero = dict.fromkeys(seeds, 0.0)
     shares = []

@@ -83,6 +83,7 @@ def item_difference(
     baseline: Mapping[int, Run],
     task: str,
     metric: str | None = None,
+    kept: dict[str, Items] | None = None,
 ) -> ItemDifference | None:
     """Compare two variants on the items of `task`, over the seeds scored in both.
 
@@ -91,6 +92,8 @@ def item_difference(
         variant, baseline: finished runs by seed.
         task: the name of its record, with its settings: `hellaswag,5shot`.
         metric: as in the record; its leading one if not given.
+        kept: items of the baseline's runs, by id: those of the last call with the same `baseline`,
+            `task` and `metric`, which need not be read again. Filled.
 
     Returns:
         None where that can't be done: no seed has both, a group (compare its tasks), a metric
@@ -104,12 +107,16 @@ def item_difference(
         return None
     first = variant[seeds[0]].scores[task]
     name = metric or first["primary"]
-    if first["kind"] != "task" or name is None:
+    if first.get("kind") != "task" or name is None:
         return None
+    kept = {} if kept is None else kept
     differences: list[Array] = []
     agreed: Items | None = None
     for seed in sorted(seeds):
-        sides = [_read(root, side[seed], task, name) for side in (variant, baseline)]
+        other = baseline[seed]
+        if other.id not in kept:
+            kept[other.id] = _read(root, other, task, name)
+        sides = [_read(root, variant[seed], task, name), kept[other.id]]
         agreed = agreed or sides[0]
         for found in sides:
             if found.keys != agreed.keys:

@@ -17,6 +17,7 @@ from analysis import results
 from analysis.comparison import Compared, Comparison, compare
 from analysis.results import Run
 from analysis.table import Cell, Column, Table, TableRow
+from analysis.wording import p_text
 from components.registry import UserError
 from experiments.record import all_ids
 
@@ -193,7 +194,7 @@ def _cells(e: Entry) -> tuple[Cell, ...]:
         Cell(e.sweep or "—", e.sweep),
         Cell(e.variant, e.variant),
         effect,
-        Cell("" if e.p is None else f"{e.p:.3f}", e.p),
+        Cell("" if e.p is None else p_text(e.p), e.p),
         Cell(e.verdict, e.verdict),
         Cell(f"{e.seeds}/{e.planned}{tries}", e.seeds, {"planned": e.planned, "tries": e.tries}),
         Cell(", ".join(f"{n} {what}" for what, n in gone.items() if n), sum(gone.values()), gone),

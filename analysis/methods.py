@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from analysis import task_items
 from analysis.comparison import Comparison
 from analysis.statistics import ALPHA
 
@@ -30,6 +31,9 @@ TEXTS = {
     "Factors": """Contrasts within each seed, their mean and t interval over seeds, Holm's
         correction over the effects (Box, Hunter & Hunter 2005). Shares of a total: Shapley 1953,
         with Fieller's interval (1954).""",
+    "Items": """Two rows on the same items: standard error over items, clusters of items taken as
+        one (Miller 2024), and over seeds, the two crossed (Searle, Casella & McCulloch 1992), with
+        the degrees of freedom of Satterthwaite 1946; Holm's correction within each task.""",
     "Power": """The least difference found in 80% of such sweeps, by the noncentral t distribution
         (Cohen 1988) at the level of the first step of Holm's procedure.""",
 }
@@ -48,6 +52,7 @@ def methods(comparison: Comparison) -> Iterator[tuple[str, str]]:
         "Compute gain": any(row.gain for row in rows),
         "Tuning": any(row.tuning and not row.tuning.on_reported for row in rows),
         "Factors": any(row.row.levels for row in rows),
+        "Items": bool(task_items.tasks(comparison)),
         "Power": any(d.sd for d in differences),
     }
     count = comparison.family

@@ -6,8 +6,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import numpy as np
 
-from analysis.comparison import CUT as CUT_SHARE
-from analysis.comparison import INCOMPARABLE, TOLERANCE, Budget, Compared, Comparison
+from analysis.budgets import CUT as CUT_SHARE
+from analysis.comparison import INCOMPARABLE, TOLERANCE, Compared, Comparison
+from analysis.curves import Budget
 from analysis.results import Run
 from analysis.statistics import ALPHA, t_quantile
 from analysis.wording import (
@@ -56,6 +57,7 @@ MEANINGS = {
 }
 UNLIKE_WORDS = {
     "code": "code (digest of its source)",
+    "imports": "own components (digest of their files)",
     "data": "data (fingerprint)",
     "tokens": "trained tokens",
     "versions": "libraries",
@@ -118,8 +120,8 @@ def _gaps(comparison: Comparison) -> Iterator[str]:
         yield f"{DIVERGED} diverged, so not averaged: {listed(diverged)}."
     if comparison.baseline.diverged:
         yield (
-            "The baseline diverged: differences are from its other seeds, no fair sample of it,"
-            " and so there is no verdict on any row."
+            f"{DIVERGED} The baseline diverged: differences are from its other seeds, no fair"
+            " sample of it, and so there is no verdict on any row."
         )
     never = [r.label for r in rows if r.waiting and len(r.waiting) == r.planned]
     if never:
@@ -191,11 +193,9 @@ def _tuning(comparison: Comparison) -> Iterator[str]:
     path = tuned[0][1].path
     counts = sorted({len(t.tries) for _, t in tuned})
     of = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    yield (
-        f"Each row at its own best {path} of {of} tried, by the mean loss on validation text that"
-        " the table does not report."
-    )
     reported = [r.label for r, t in tuned if t.on_reported]
+    by = ", by the mean loss on validation text that the table does not report"
+    yield f"Each row at its own best {path} of {of} tried{by * (len(reported) < len(tuned))}."
     if reported:
         yield (
             f"Chosen on the reported loss itself, for want of another, which flatters rows with"

@@ -14,6 +14,7 @@ from typing import Any
 
 from analysis.comparison import Comparison
 from analysis.statistics import ALPHA, POWER, detectable, seeds_needed
+from components.registry import UserError
 
 LARGE = 2.2  # sd of the paired differences: a design should find about two at least
 SUGGESTED = (6, 8, 10)  # seeds, for comparison
@@ -96,7 +97,12 @@ def report(comparison: Comparison, effect: float) -> Power:
     """Seeds that each row of a sweep needs to show a true difference of `effect` nats.
 
     From the measured sd of its paired differences; the text says how little few seeds tell of it.
+
+    Raises:
+        UserError: `effect` is not a finite number above 0.
     """
+    if not (math.isfinite(effect) and effect > 0):
+        raise UserError(f"the difference to be found is {effect:g}, not a number above 0")
     family, rows, silent = max(1, comparison.family), [], []
     for row in comparison.rows[1:]:
         difference = row.difference

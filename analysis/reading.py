@@ -35,11 +35,14 @@ def headline(comparison: Comparison) -> str:
     """The sweep in one or two sentences."""
     base, rows = comparison.baseline, comparison.rows[1:]
     if not any(row.losses for row in comparison.rows):
+        if any(row.diverged for row in comparison.rows):
+            return "Every run that has ended diverged, so there is nothing to compare."
         return "No run has finished yet, so there is nothing to compare."
     if not rows:
         return _noise_alone(comparison)
     if base.diverged or base.loss is None:
-        why = "diverged" if base.diverged else "has not run"
+        why = "has no run that counts" if base.excluded else "has not run"
+        why = "diverged" if base.diverged else why
         return f"The baseline, {base.label}, {why}: nothing can be compared with it."
     known = [row.difference for row in rows if row.difference is not None]
     if known and all(difference.n == 1 for difference in known):
@@ -73,20 +76,17 @@ def _outcomes(comparison: Comparison) -> Iterator[str]:
                 f"{count} changes are {verdict} than {base.label}: {_and([found[0].label])} most,"
                 f" {most}{then}."
             )
-    unclear = [row.label for row in rows if row.verdict == "cannot tell"]
-    if unclear and decided:
-        yield f"{_and(unclear)} cannot be told from {base.label}."
-    elif unclear:
+    open_rows = [row for row in rows if row.verdict == "cannot tell"]
+    if unclear := [row.label for row in open_rows if row.adjusted is not None]:
         every = len(unclear) == len(rows) > 1
-        yield (
-            f"None of the {len(rows)} changes can be told from {base.label}."
-            if every
-            else f"{_and(unclear)} cannot be told from {base.label}."
-        )
-        if least := _findable(comparison):
+        named = f"None of the {len(rows)} changes can" if every else f"{_and(unclear)} cannot"
+        yield f"{named} be told from {base.label}."
+        if not decided and (least := _findable(comparison)):
             yield (
                 f"A true difference of {least} nats would have shown in {POWER:.0%} of such sweeps."
             )
+    if untested := [row.label for row in open_rows if row.adjusted is None]:
+        yield f"{_and(untested)} cannot be compared with {base.label}, see below."
     for verdict, words in (("diverged", "diverged"), ("not run", "has not run yet")):
         if labels := [row.label for row in rows if row.verdict == verdict]:
             yield f"{_and(labels)} {words if len(labels) == 1 else words.replace('has', 'have')}."
@@ -112,7 +112,7 @@ def _noise_alone(comparison: Comparison) -> str:
 
 def _findable(comparison: Comparison) -> str | None:
     """The least difference that the typical row could have shown, after Holm's correction."""
-    known = [d for row in comparison.rows[1:] if (d := row.difference) and d.sd]
+    known = [d for row in comparison.rows[1:] if row.adjusted and (d := row.difference) and d.sd]
     if not known:
         return None
     sd, n = float(np.median([d.sd for d in known if d.sd])), min(d.n for d in known)
@@ -217,6 +217,9 @@ def _pairing(row: Compared) -> Iterator[str]:
         return
     if d.sd is None or d.sd_unpaired is None:
         return
+    if row.row.seeds:
+        yield "Its seeds are its own, so its pairs share nothing that pairing could take away."
+        return
     if d.pairing < HELPED:
         yield (
             f"Pairing by seed cut the sd of the difference from {d.sd_unpaired:.4f} to {d.sd:.4f}."
@@ -251,13 +254,13 @@ def _gain(row: Compared, baseline: Compared) -> Iterator[str]:
     gain = row.gain
     if gain is None or gain.ratio is None or row.verdict not in ("better", "worse"):
         return
-    first, second = (row, baseline) if gain.ratio > 1 else (baseline, row)
+    first, second = (row, baseline) if gain.beyond else (baseline, row)  # who ended lower, first
     ratios = [gain.ratio, *((gain.low, gain.high) if gain.low and gain.high else ())]
-    shares = [1 / ratio if gain.ratio > 1 else ratio for ratio in ratios]
+    shares = [1 / ratio if gain.beyond else ratio for ratio in ratios]
     interval = f" [{min(shares):.0%}, {max(shares):.0%}]" if len(shares) > 1 else ""
     yield (
-        f"{first.label} reaches {second.label}'s final loss with {shares[0]:.0%}{interval} of its"
-        " training FLOPs."
+        f"{first.label} reaches {second.label}'s final loss with {shares[0]:.0%}{interval} of"
+        f" {second.label}'s training FLOPs."
     )
 
 
@@ -285,6 +288,12 @@ def _tuned(row: Compared) -> Iterator[str]:
     if tuning is None:
         return
     chosen = tuning.tries[tuning.chosen]
+    if all(attempt.diverged for attempt in tuning.tries):
+        yield (
+            f"No value of {tuning.path} worked for it: each of the {len(tuning.tries)} tried"
+            f" diverged in a seed at least; shown is {chosen.value:g}."
+        )
+        return
     text = f"At its own best {tuning.path}, {chosen.value:g}, of {len(tuning.tries)} tried"
     if tuning.edge:
         text += f"; the {tuning.edge}est of them, so a better one may lie beyond"
@@ -294,8 +303,9 @@ def _tuned(row: Compared) -> Iterator[str]:
 def _left_out(row: Compared) -> Iterator[str]:
     if row.waiting and row.verdict != "not run":
         yield f"Without {seeds_text(row.waiting)}, which {_have(len(row.waiting))} no result."
-    for seed, why in row.excluded.items():
-        yield f"Without seed {seed}: {why}."
+    for why in dict.fromkeys(row.excluded.values()):
+        seeds = [seed for seed, other in row.excluded.items() if other == why]
+        yield f"Without {seeds_text(seeds)}: {why}."
 
 
 def _have(count: int) -> str:

@@ -12,15 +12,20 @@ import io
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import zip_longest
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.table import Cell, Table, TableRow
+from experiments.record import write_atomically
 
 if TYPE_CHECKING:
     from rich.console import Group
+    from rich.text import Text
 
 SCHEMA = 1
+GAP = 3  # letters between two columns of a terminal
 PLAIN_GROUPS = ("baseline", "rows")  # groups that need no heading
 TEXT_WIDTH, PAGE_WIDTH = 345.0, 480.0  # points, of LaTeX's article class; the latter with margins
 SIZES = (("footnotesize", 4.6, 4), ("scriptsize", 4.1, 3))  # points of a letter; of \\tabcolsep
@@ -222,7 +227,7 @@ body { margin: 2rem 1rem; font: 15px/1.45 Georgia, "Times New Roman", serif; }
 main { max-width: max-content; margin: 0 auto; overflow-x: auto; }
 table { border-collapse: collapse; border-block: 2px solid; font-variant-numeric: tabular-nums; }
 caption { caption-side: bottom; text-align: left; padding-top: 0.8rem; }
-caption, .notes { contain: inline-size; }
+caption, .notes { contain: inline-size; max-width: min(62rem, 100vw - 3.5rem); }
 thead, tbody + tbody { border-top: 1px solid; }
 tbody { border-top: 1px solid; }
 th, td { padding: 0.2rem 0.7rem; text-align: left; font-weight: normal; white-space: nowrap; }
@@ -281,31 +286,108 @@ def json_text(table: Table) -> str:
 def terminal(table: Table, width: int = 120) -> Group:
     """A rich renderable for `width` columns: `console.print(terminal(table, console.width))`.
 
-    Where it is too narrow the least needed columns are left out, and named below.
+    Where it is too narrow the least needed columns are left out, and named below; then cells are
+    folded; and if words themselves would not fit, the columns stand in blocks one below another.
     """
-    from rich import box
     from rich.console import Group
-    from rich.table import Table as RichTable
     from rich.text import Text
 
-    def text(cell: Cell) -> Text:
-        gap = " " if cell.text and cell.mark else ""
-        return Text(cell.text, "bold" if cell.bold else "").append(gap + cell.mark, "yellow")
-
-    kept, left_out = _fitting(table, width - 1, 3)
-    out = RichTable(title=Text(table.title, "bold"), title_justify="left", box=box.SIMPLE_HEAD)
-    for column in (table.columns[i] for i in kept):
-        out.add_column(Text(column.title), justify=column.align, overflow="fold")
-    for heading, rule, row in _grouped(table):
-        if rule:
-            out.add_section()
-        if heading:
-            out.add_row(Text(heading, "italic"))
-        out.add_row(*(text(row.cells[i]) for i in kept))
+    kept, left_out = _fitting(table, width - 1, GAP)
+    blocks = [_lines(table, widths) for widths in _blocks(table, kept, width - 1)]
     notes = [table.caption, *(f"• {note}" for note in table.footnotes)]
     if left_out:
         notes.append(f"• Left out at this width: {', '.join(left_out)}.")
-    return Group(out, *(Text(note, "dim") for note in notes))
+    title = Text(f"{table.title}\n", "bold")
+    return Group(title, *blocks, *(Text(note, "dim") for note in notes))
+
+
+def _blocks(table: Table, kept: Sequence[int], room: int) -> list[dict[int, int]]:
+    """Which columns stand side by side, and how wide: index -> letters. The first is in each."""
+    letters, words = _letters(table), _letters(table, of_words=True)
+    if GAP * len(kept) + sum(words[i] for i in kept) <= room:
+        return [_shrunk({i: letters[i] for i in kept}, words, room)]
+    first, *others = kept
+    blocks = [[first]]
+    for i in others:
+        if len(blocks[-1]) > 1 and sum(letters[j] + GAP for j in (*blocks[-1], i)) > room:
+            blocks.append([first])
+        blocks[-1].append(i)
+    return [_shrunk({i: letters[i] for i in block}, [1] * len(letters), room) for block in blocks]
+
+
+def _shrunk(widths: dict[int, int], least: Sequence[int], room: int) -> dict[int, int]:
+    """The widest give way, one letter at a time, until all fit or are at their least."""
+    while sum(widths.values()) + GAP * len(widths) > room:
+        wide = [i for i in widths if widths[i] > least[i]]
+        if not wide:
+            break
+        widths[max(wide, key=widths.__getitem__)] -= 1
+    return widths
+
+
+def _lines(table: Table, widths: Mapping[int, int]) -> Text:
+    """Columns of the table as text. Rich's own tables take many times as long to lay out."""
+    from rich.text import Span, Text
+
+    pieces: list[str] = []
+    spans: list[Span] = []
+    at = 0
+
+    def put(text: str, style: str = "") -> None:
+        nonlocal at
+        if style and text:
+            spans.append(Span(at, at + len(text), style))
+        pieces.append(text)
+        at += len(text)
+
+    def put_row(cells: Sequence[Cell], style: str = "") -> None:
+        folded = [_folded(cell, width) for cell, width in zip(cells, widths.values(), strict=True)]
+        for parts in zip_longest(*folded, fillvalue=("", "", 0)):
+            owed = 1  # spaces before the next text: none are left at the end of a line
+            for (body, mark, taken), i, cell in zip(parts, widths, cells, strict=True):
+                space = widths[i] - taken
+                right = table.columns[i].align == "right"
+                if taken:
+                    put(" " * (owed + 1 + space * right))
+                    put(body, style or "bold" * cell.bold)
+                    put(mark, "yellow")
+                    owed = GAP - 1 + space * (not right)
+                else:
+                    owed += widths[i] + GAP
+            put("\n")
+
+    put_row([Cell(table.columns[i].title) for i in widths], "bold")
+    put(" " + "─" * (sum(widths.values()) + GAP * len(widths) - 1) + "\n")
+    for heading, rule, row in _grouped(table):
+        put("\n" * rule)
+        if heading:
+            put("  ")
+            put(heading, "italic")
+            put("\n")
+        put_row([row.cells[i] for i in widths])
+    return Text("".join(pieces), spans=spans, no_wrap=True, overflow="fold")
+
+
+def _folded(cell: Cell, width: int) -> list[tuple[str, str, int]]:
+    """The lines of a cell: text, mark and the letters that both take."""
+    from rich.cells import cell_len, chop_cells
+
+    whole = _text(cell)
+    taken = cell_len(whole)
+    if taken <= width:
+        return [(whole[: len(whole) - len(cell.mark)], cell.mark, taken)]
+    lines = [""]
+    for word in whole.split(" "):
+        joined = f"{lines[-1]} {word}" if lines[-1] else word
+        if cell_len(joined) <= width:
+            lines[-1] = joined
+        else:
+            lines = [*filter(None, lines), *chop_cells(word, width)]
+    return [(line, "", cell_len(line)) for line in lines]
+
+
+def _text(cell: Cell) -> str:
+    return f"{cell.text} {cell.mark}" if cell.text and cell.mark else cell.text or cell.mark
 
 
 RENDERERS: dict[str, Callable[[Table], str]] = {
@@ -317,13 +399,25 @@ RENDERERS: dict[str, Callable[[Table], str]] = {
 }
 
 
+def write(table: Table, path: Path) -> list[Path]:
+    """The table beside `path`, which gives its name, as .md, .tex and .csv; returns where.
+
+    Raises:
+        UserError: it can't be written there.
+    """
+    texts = {".md": markdown(table), ".tex": latex(table), ".csv": csv_text(table)}
+    for ending, text in texts.items():
+        write_atomically(path.with_suffix(ending), text, durable=False)
+    return [path.with_suffix(ending) for ending in texts]
+
+
 def escape_latex(text: str) -> str:
     """Text that LaTeX prints as it stands, in any mode that takes text; plain ASCII.
 
     A letter with an accent becomes TeX's own; what no font of pdflatex has is printed as its
     Unicode number.
     """
-    text = unicodedata.normalize("NFC", text).replace("--", "-\0-")
+    text = re.sub("-(?=-)", "-\0", unicodedata.normalize("NFC", text))
     return _ascii("".join(_LATEX.get(character, character) for character in text)).replace(
         "\0", "{}"
     )
@@ -365,16 +459,16 @@ def _fitting(table: Table, width: float, gap: float) -> tuple[list[int], list[st
     return kept, [column.title for i, column in enumerate(table.columns) if i not in kept]
 
 
-def _letters(table: Table) -> list[int]:
-    """The widest text of each column, its title's or a cell's with its mark."""
+def _letters(table: Table, of_words: bool = False) -> list[int]:
+    """The widest text of each column, its title's or a cell's with its mark; or the widest word."""
     from rich.cells import cell_len
 
-    def width(cell: Cell) -> int:
-        return cell_len(cell.text) + len(cell.mark) + bool(cell.text and cell.mark)
+    def width(text: str) -> int:
+        return max(map(cell_len, text.split(" "))) if of_words else cell_len(text)
 
     columns = zip(*(row.cells for row in table.rows), strict=True)
     return [
-        max(len(column.title), *map(width, cells))
+        max(width(column.title), *(width(_text(cell)) for cell in cells))
         for column, cells in zip(table.columns, columns, strict=True)
     ]
 

@@ -15,13 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from analysis import commands, figures, methods, reading, render
+from analysis import commands, figures, methods, reading, render, task_items
 from analysis import report_tables as its
 from analysis.comparison import Comparison
 from analysis.factorial import Factorial, factorial
 from analysis.figures import drawing as drawings
 from analysis.figures.drawing import Drawing
 from analysis.figures.effects import verdict_text
+from analysis.results import one_line
 from analysis.table import Table
 from analysis.wording import (
     listed,
@@ -30,6 +31,7 @@ from analysis.wording import (
 from experiments.record import write_atomically
 
 TEMPLATES = Path(__file__).parent / "templates"
+MOST_TASKS = 12  # that are shown item by item
 
 
 @dataclass
@@ -109,13 +111,21 @@ def _sections(
     changed: str | None,
 ) -> list[Section]:
     crossed = factorial(comparison)
+    some = comparison.largest(figures.MOST_ROWS)
+    tasks = task_items.tasks(comparison)
+    by_item = task_items.read(some, root, tasks[:MOST_TASKS])
     shown = {drawing.name: drawing for drawing in made}
 
     def these(*names: str) -> list[Mapping[str, Any]]:
         return [_figure(shown[name]) for name in names if name in shown]
 
     sections = [
-        Section("Results", tables=_tables(its.first(comparison)), figures=these("differences")),
+        Section(
+            "Results",
+            text=_left_out(comparison, some),
+            tables=_tables(its.first(comparison)),
+            figures=these("differences"),
+        ),
         Section("The ladder", figures=these("ladder")),
         Section(
             "Factors",
@@ -123,19 +133,24 @@ def _sections(
             tables=_tables(its.shares(crossed)),
             figures=these("effects", "interactions"),
         ),
-        Section("Tuning", tables=_tables(its.tries(comparison)), figures=these("sensitivity")),
-        Section("Row by row", rows=[*_rows(comparison, record, root, changed is not None)]),
+        Section("Tuning", tables=_tables(its.tries(some)), figures=these("sensitivity")),
+        Section("Row by row", rows=[*_rows(some, record, root, changed is not None)]),
         Section("Training", figures=these("curves-tokens", "curves-flops", "curves-time")),
         Section(
             "Cost",
-            tables=_tables(its.costs(comparison), its.budgets(comparison)),
+            tables=_tables(its.costs(some), its.budgets(some)),
             figures=these("cost"),
         ),
         Section("Beyond the training length", figures=these("lengths", "positions")),
         Section(
+            "Tasks, item by item",
+            text=[*task_items.sentences(some, by_item), *_more_tasks(tasks)],
+            tables=_tables(its.items(some, by_item)),
+        ),
+        Section(
             "Noise",
             text=list(_noise(comparison)),
-            tables=_tables(its.tests(comparison), its.power(comparison)),
+            tables=_tables(its.tests(some), its.power(some)),
         ),
         Section("What failed", facts=list(_failures(comparison))),
         Section("Methods", facts=list(methods.methods(comparison))),
@@ -180,7 +195,7 @@ def _tables(*made: Table | None) -> list[Mapping[str, Any]]:
 def _rows(
     comparison: Comparison, record: Mapping[str, Any], root: Path, changed: bool
 ) -> Iterator[Mapping[str, Any]]:
-    written = {row["label"]: row for row in record["rows"]}
+    written = {one_line(row["label"]): row for row in record["rows"]}
     for row in comparison.rows:
         yield {
             "label": row.label,
@@ -190,6 +205,20 @@ def _rows(
             "differences": row.read.differences,
             "command": commands.train(record, written[row.read.label], root, changed=changed),
         }
+
+
+def _left_out(comparison: Comparison, some: Comparison) -> list[str]:
+    count, shown = len(comparison.rows) - 1, len(some.rows) - 1
+    said = (
+        f"The sweep has {count:,} rows beside the baseline. All are in the table below; figures and"
+        f" all else of this page show the {shown} that differ most from it."
+    )
+    return [said] * (shown < count)
+
+
+def _more_tasks(tasks: Sequence[str]) -> list[str]:
+    more = f"Another {len(tasks) - MOST_TASKS} tasks are in: run.py table SWEEP --columns items."
+    return [more] * (len(tasks) > MOST_TASKS)
 
 
 def _noise(comparison: Comparison) -> Iterator[str]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from analysis import table as tables
+from analysis import task_items
 from analysis.comparison import Comparison
 from analysis.factorial import Factorial, short_names
 from analysis.statistics import detectable
 from analysis.table import Cell, Column, Table, TableRow
-from analysis.wording import CUT, difference_decimals, difference_text, percent
+from analysis.task_items import TaskItems
+from analysis.wording import CUT, difference_decimals, difference_text, p_text, percent
 
 SECOND = ("flops_per_token", "mismatch", "tokens_per_s", "peak_memory", "val_bpb")  # see costs
 
@@ -123,6 +125,48 @@ def power(comparison: Comparison) -> Table | None:
     )
 
 
+def items(comparison: Comparison, found: Sequence[TaskItems]) -> Table | None:
+    """Each row's differences on each task, item by item; None where there are none."""
+    rows = [
+        TableRow(("baseline", "rows")[i % 2], tuple(cells))  # a rule between two tasks
+        for i, task in enumerate(found)
+        for cells in _item_rows(comparison, task)
+    ]
+    if not rows:
+        return None
+    titles = ("Task", "Metric", "Variant", "Items", "Difference [95% CI]", "SE", "p (Holm)")
+    sources = ("From seeds", "From items", "From both")
+    return _plain(
+        (*titles, *sources),
+        rows,
+        f"{task_items.method(comparison)}. Items: in brackets the clusters that they come in. SE:"
+        " over new seeds answering new items; and how much of its square more seeds would lower,"
+        " more items would, and either would.",
+        left=3,
+    )
+
+
+def _item_rows(comparison: Comparison, task: TaskItems) -> Iterator[list[Cell]]:
+    known = [(r.label, d) for r in comparison.rows if (d := task.rows.get(r.label))]
+    for i, (label, d) in enumerate(known):
+        bold, p = task.told_apart(label), task.p.get(label)
+        clusters = f" ({d.clusters:,})" if d.clusters < d.items else ""
+        shares = d.shares or {}
+        yield [
+            Cell("" if i else task.task.replace(",", ", ")),
+            Cell("" if i else task.measure),
+            Cell(label),
+            Cell(f"{d.items:,}{clusters}"),
+            Cell(task_items.text(d, task.decimals), bold=bold),
+            Cell(f"{d.error:.{task.decimals}f}"),
+            Cell("n/a" if p is None else p_text(p), bold=bold),
+            *(
+                Cell(percent(shares[key], 0).lstrip("+") if key in shares else "n/a")
+                for key in ("seeds", "items", "both")
+            ),
+        ]
+
+
 def shares(found: Factorial | None) -> Table | None:
     """Shapley shares of a factorial; None where not all subsets of its factors were run."""
     if found is None or not found.shares:
@@ -151,8 +195,9 @@ def shares(found: Factorial | None) -> Table | None:
     )
 
 
-def _plain(titles: Sequence[str], rows: Sequence[TableRow], caption: str) -> Table:
+def _plain(titles: Sequence[str], rows: Sequence[TableRow], caption: str, left: int = 1) -> Table:
+    """`left`: how many columns are words, and not numbers."""
     columns = tuple(
-        Column(title, title, "right" if i else "left") for i, title in enumerate(titles)
+        Column(title, title, "right" if i >= left else "left") for i, title in enumerate(titles)
     )
     return Table("", columns, tuple(rows), caption, ())

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -102,10 +102,17 @@ class Run:
 
     def number(self, key: str) -> float | None:
         """The finite number recorded under `key` in result.json, or None."""
-        value = self.result.get(key)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return None
+        return finite(self.result.get(key))
+
+
+def finite(value: Any) -> float | None:
+    """The value where it is a finite number, or else None: records hold NaN, null and text."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
         return value if math.isfinite(value) else None
+    except OverflowError:  # of whole numbers without end
+        return None
 
 
 def one_line(text: object) -> str:
@@ -121,6 +128,7 @@ def read_manifest(path: Path) -> Manifest:
     rows = tuple(_row(value, f"{path}: row {i}") for i, value in enumerate(data.get("rows", []), 1))
     if not rows:
         raise UserError(f"{path}: the sweep has no rows; write it anew with: run.py sweep FILE")
+    _check_rows(rows, path)
     match = data.get("match")
     if match not in MATCHES:
         raise UserError(f"{path}: match is {match!r}, not params, flops, time or null")
@@ -132,8 +140,8 @@ def read_manifest(path: Path) -> Manifest:
         rows=rows,
         description=one_line(data.get("description") or ""),
         file=str(data.get("file") or ""),
-        overrides=tuple(map(str, data.get("overrides") or ())),
-        tune=data.get("tune") or None,
+        overrides=tuple(map(str, _optional(data, "overrides", list, path) or ())),
+        tune=_optional(data, "tune", dict, path) or None,
     )
 
 
@@ -151,17 +159,23 @@ def read_run(directory: Path) -> Run:
                 f"{path}: is the result of run {data.get('id')!r}, not of {directory.name!r};"
                 " move it to its own directory or delete it"
             )
-        if "seal" in data and data["seal"] != _seal(directory, data):
+        sealed = "code" in data  # what says which code it was made with was sealed, too
+        if (sealed or "seal" in data) and not _fits(directory, data):
             return Run(directory.name, "edited", {}, EDITED)
         status = data.get("status")
         if status not in FINISHED:
             raise UserError(f"{path}: status is {status!r}, neither done nor diverged")
         if not {"code", "data", "versions"} <= data.keys():
             data = {**_provenance(directory / "provenance.json"), **data}
+        for key, kind in (("code", dict), ("versions", dict), ("step", int), ("tokens", int)):
+            if data.get(key) is not None:
+                _take(data, key, kind, path)
         kept: Mapping[str, Mapping[str, Any]] = {}
         if (directory / "scores").is_dir():
             step = data.get("step") or 0
             kept = scores.of_step(record.Run(directory.parent, directory.name), step)
+            for name, score in kept.items():
+                _check_score(score, f"{directory / 'scores'}: {name}")
         run = Run(directory.name, status, data, one_line(data.get("reason") or ""), kept)
         if status == "done" and run.number("val/loss") is None:
             raise UserError(f"{path}: a finished run has no finite val/loss; delete it and rerun")
@@ -208,9 +222,13 @@ def read_curve(directory: Path, key: str = "val/loss") -> dict[int, float]:
     path = directory / "metrics.jsonl"
     curve = {}
     for row in rows_with(path, key):
-        value = row.get(key)
-        if isinstance(value, int | float) and math.isfinite(value):
-            curve[_take(row, "tokens", int, path)] = value
+        value = finite(row.get(key))
+        if value is None:
+            continue
+        tokens = _take(row, "tokens", int, path)
+        if finite(tokens) is None:
+            raise UserError(f"{path}: tokens is a number of {len(str(tokens))} digits")
+        curve[tokens] = value
     return dict(sorted(curve.items()))
 
 
@@ -236,7 +254,8 @@ def rows_with(path: Path, key: str, most: int | None = None) -> list[dict[str, A
             return rows
     except ValueError:
         pass
-    number = next(i for i, line in enumerate(lines, 1) if line in chosen and not _is_row(line))
+    wrong = (i for i, line in enumerate(lines, 1) if line in chosen and not _is_row(line))
+    number = next(wrong, 1)  # each by itself is one: a byte order mark stands before the first
     raise UserError(f"{path}:{number}: not a JSON row; is this a run's record?")
 
 
@@ -247,26 +266,75 @@ def _is_row(line: bytes) -> bool:
         return False
 
 
-def _seal(directory: Path, data: Mapping[str, Any]) -> str | None:
-    """The seal that the directory should have; None where its result can't have been sealed."""
+def _check_score(score: Mapping[str, Any], where: str) -> None:
+    """Raises UserError for what is no record of a score; see experiments/scores.py."""
+    metrics, children = score.get("metrics"), score.get("children")
+    primary = score.get("primary", 0)  # null where it has none, but said
+    whole = (
+        all(_is_count(score.get(key)) for key in ("items", "of", *scores.COUNTED))
+        and isinstance(score.get("kind"), str)
+        and isinstance(children, list)
+        and isinstance(metrics, dict)
+        and all(_is_metric(metric) for metric in metrics.values())
+        and (primary is None or (isinstance(primary, str) and primary in metrics))
+    )
+    if not whole:
+        raise UserError(f"{where}: not the record of a score; remove it and score the run again")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_metric(metric: Any) -> bool:
+    return (
+        isinstance(metric, dict)
+        and metric.get("higher_is_better") in (True, False, None)
+        and all(
+            metric.get(key) is None or finite(metric[key]) is not None
+            for key in ("value", "stderr", "chance")
+        )
+        and metric.keys() >= {"value", "stderr", "chance", "higher_is_better"}
+    )
+
+
+def _fits(directory: Path, data: Mapping[str, Any]) -> bool:
+    """Whether the result's seal is that of the directory as it is."""
     try:
-        return record.seal(directory, data)
-    except ValueError:  # NaN
-        return None
+        return bool(data.get("seal") == record.seal(directory, data))
+    except ValueError:  # NaN, which is never sealed
+        return False
 
 
 def _provenance(path: Path) -> dict[str, Any]:
     """What results of earlier versions did not say of a run's code, data and libraries."""
     known = read_json(path) if path.exists() else {}
-    attempt = (known.get("attempts") or [{}])[-1]
-    git = attempt.get("git") or {}
+    attempts = known.get("attempts")
+    attempt = _mapping(attempts[-1]) if isinstance(attempts, list) and attempts else {}
+    git = _mapping(attempt.get("git"))
     commit, patch = git.get("commit"), git.get("patch") or ""
     source = hashlib.blake2b(f"{commit} {patch}".encode(), digest_size=16).hexdigest()
     return {
         "code": {"commit": commit, "dirty": bool(patch), "source": source if commit else None},
-        "data": (known.get("data") or {}).get("fingerprint"),
-        "versions": {"torch": (attempt.get("versions") or {}).get("torch")},
+        "data": _mapping(known.get("data")).get("fingerprint"),
+        "versions": {"torch": _mapping(attempt.get("versions")).get("torch")},
     }
+
+
+def _check_rows(rows: Sequence[Row], path: Path) -> None:
+    first: dict[str, int] = {}
+    for i, row in enumerate(rows, 1):
+        if (other := first.setdefault(row.label, i)) != i:  # they differ in what can't be seen
+            raise UserError(
+                f"{path}: rows {other} and {i} both read '{row.label}'; change a label in the sweep"
+                " file and run it again: no training is repeated"
+            )
+    if len({frozenset(row.levels) for row in rows if row.levels}) > 1:
+        raise UserError(f"{path}: levels are not of the same factors in all rows")
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _row(data: Any, where: str) -> Row:
@@ -279,28 +347,30 @@ def _row(data: Any, where: str) -> Row:
         if not (plain and seed.isdecimal()):  # an id never leaves the runs' directory
             raise UserError(f"{where}: runs: {seed!r}: {run_id!r} is not a seed and a run's id")
         runs[int(seed)] = run_id
-    tuned = data.get("tuned")
-    if tuned is not None and not _is_number(tuned.get("value")):
-        raise UserError(f"{where}: tuned to {tuned.get('value')!r}, which is no number")
+    tuned = _optional(data, "tuned", dict, where)
+    if tuned is not None:
+        if finite(tuned.get("value")) is None:
+            raise UserError(f"{where}: tuned to {tuned.get('value')!r}, which is no number")
+        path = _take(tuned, "path", str, where)
+        tuned = {**tuned, "of": one_line(_take(tuned, "of", str, where)), "path": path}
+    levels = _optional(data, "levels", dict, where)
+    own = _optional(data, "seeds", dict, where) or {}
+    if not all(seed.isdecimal() for seed in own):
+        raise UserError(f"{where}: seeds: {own!r} does not give a seed for each of the sweep's")
     return Row(
         label=label,
         group=one_line(data.get("group") or "rows"),
-        changes=data.get("changes") or {},
+        changes=_optional(data, "changes", dict, where) or {},
         parameters=_count(data, "parameters", where),
         flops_per_token=_count(data, "flops_per_token", where),
         mismatch=_count(data, "mismatch", where),
         runs=runs,
-        levels=data.get("levels"),
+        levels=levels and {factor: str(level) for factor, level in levels.items()},
         tuned=tuned,
-        experiment=data.get("experiment") or {},
-        differences=tuple(map(str, data.get("differences") or ())),
-        seeds={int(seed): own for seed, own in (data.get("seeds") or {}).items()},
+        experiment=_optional(data, "experiment", dict, where) or {},
+        differences=tuple(map(str, _optional(data, "differences", list, where) or ())),
+        seeds={int(seed): mine for seed, mine in own.items()},
     )
-
-
-def _is_number(value: Any) -> bool:
-    plain = isinstance(value, int | float) and not isinstance(value, bool)
-    return plain and math.isfinite(value)
 
 
 def _check_schema(data: Mapping[str, Any], path: Path) -> None:
@@ -313,14 +383,19 @@ def _check_schema(data: Mapping[str, Any], path: Path) -> None:
 
 def _take(data: Mapping[str, Any], key: str, kind: type, where: object) -> Any:
     value = data.get(key)
-    if not isinstance(value, kind):
+    if not isinstance(value, kind) or isinstance(value, bool):
         found = "missing" if key not in data else repr(value)
         raise UserError(f"{where}: {key} is {found}, expected {kind.__name__}")
     return value
 
 
+def _optional(data: Mapping[str, Any], key: str, kind: type, where: object) -> Any:
+    return None if data.get(key) is None else _take(data, key, kind, where)
+
+
 def _count(data: Mapping[str, Any], key: str, where: object) -> float | None:
     value = data.get(key)
-    if value is None or (isinstance(value, int | float) and math.isfinite(value)):
-        return value
+    number = finite(value)
+    if value is None or (number is not None and (key == "mismatch" or number > 0)):
+        return number
     raise UserError(f"{where}: {key} is {value!r}, expected a number or null")

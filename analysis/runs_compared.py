@@ -41,7 +41,7 @@ class Side:
     Attributes:
         settings: dotted path -> value of its resolved experiment, and `seed` where known.
         found: its state and result.
-        curve: None where it was never evaluated.
+        curve: None where it was never evaluated, and where its record was edited.
     """
 
     id: str
@@ -115,7 +115,8 @@ def _side(run: record.Run) -> Side:
     _, dash, seed = run.id.rpartition("-s")
     if dash and seed.isdecimal():
         settings["seed"] = int(seed)
-    return Side(run.id, settings, found, curves.read(run.folder))
+    curve = curves.read(run.folder) if found.state != "edited" else None
+    return Side(run.id, settings, found, curve)
 
 
 def _flat(data: Mapping[str, Any], above: str = "") -> Sequence[tuple[str, Any]]:
@@ -145,7 +146,9 @@ def _notes(sides: Sequence[Side]) -> list[str]:
     if len(source) > 1:
         notes.append("The runs were made with other code.")
     if edited := [side.id for side in sides if side.found.state == "edited"]:
-        notes.append(f"Edited after it ended, so its result is not shown: {', '.join(edited)}.")
+        notes.append(
+            f"Edited after it ended, so neither result nor curve is shown: {', '.join(edited)}."
+        )
     return notes
 
 

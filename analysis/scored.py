@@ -84,11 +84,15 @@ def column(
     name: str, metric: str, rows: Sequence[Records], blind: bool, mixed: tuple[str, ...]
 ) -> ScoreColumn:
     first = next(record for row in rows for record in row.values())
-    better = {True: " ↑", False: " ↓", None: ""}[first["metrics"][metric]["higher_is_better"]]
     marks = BLIND * blind + UNLIKE * bool(mixed)
-    words = {"answer_bpb": "answer bits/byte"}.get(metric, metric)
-    title = f"{name.replace(',', ', ')} {words}{better}{' ' * bool(marks)}{marks}"
+    title = f"{name.replace(',', ', ')} {measure(metric, first)}{' ' * bool(marks)}{marks}"
     return ScoreColumn(f"{name}:{metric}", title, metric, rows, blind, mixed)
+
+
+def measure(metric: str, record: Mapping[str, Any]) -> str:
+    """`acc ↑`: the metric, with an arrow to where better is."""
+    better = {True: " ↑", False: " ↓", None: ""}[record["metrics"][metric]["higher_is_better"]]
+    return {"answer_bpb": "answer bits/byte"}.get(metric, metric) + better
 
 
 def names(runs: Iterable[Run]) -> list[str]:

@@ -245,20 +245,33 @@ def holm(
     Raises:
         ValueError: there are more p's than the family has members.
     """
-    known = {i: d.p for i, d in enumerate(differences) if d is not None and d.p is not None}
+    adjusted = holm_p([None if d is None else d.p for d in differences], family)
+    known = {i: d for i, d in enumerate(differences) if d is not None and d.p is not None}
+    found: list[Adjusted | None] = [None] * len(differences)
+    level, stopped = 0.0, False
+    for k, i in enumerate(sorted(known, key=lambda i: known[i].p or 0.0)):
+        level = level if stopped else 1 - alpha / (family - k)
+        d, p = known[i], adjusted[i]
+        assert d.sd is not None and p is not None
+        stopped = stopped or p >= alpha
+        half = t_quantile(0.5 + level / 2, d.n - 1) * d.sd / math.sqrt(d.n)
+        found[i] = Adjusted(p, d.mean - half, d.mean + half, level, not stopped)
+    return found
+
+
+def holm_p(p: Sequence[float | None], family: int) -> list[float | None]:
+    """The adjusted p of each, as in `holm`; None stays None, and still counts in the family.
+
+    Raises:
+        ValueError: there are more p's than the family has members.
+    """
+    known = {i: value for i, value in enumerate(p) if value is not None}
     if len(known) > family:
         raise ValueError(f"{len(known)} p-values in a family of {family}")
-    found: list[Adjusted | None] = [None] * len(differences)
-    adjusted, level, stopped = 0.0, 0.0, False
-    for k, i in enumerate(sorted(known, key=lambda i: known[i])):
-        left = family - k
-        adjusted = max(adjusted, min(1.0, left * known[i]))
-        level = level if stopped else 1 - alpha / left
-        stopped = stopped or adjusted >= alpha
-        d = differences[i]
-        assert d is not None and d.sd is not None
-        half = t_quantile(0.5 + level / 2, d.n - 1) * d.sd / math.sqrt(d.n)
-        found[i] = Adjusted(adjusted, d.mean - half, d.mean + half, level, not stopped)
+    found: list[float | None] = [None] * len(p)
+    adjusted = 0.0
+    for k, i in enumerate(sorted(known, key=known.__getitem__)):
+        found[i] = adjusted = max(adjusted, min(1.0, (family - k) * known[i]))
     return found
 
 

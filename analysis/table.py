@@ -17,8 +17,10 @@ from typing import Literal
 
 import numpy as np
 
-from analysis import notes, scored
-from analysis.comparison import BUDGETS, INCOMPARABLE, Budget, Compared, Comparison, compare
+from analysis import notes, scored, task_items
+from analysis.budgets import BUDGETS
+from analysis.comparison import INCOMPARABLE, Compared, Comparison, compare
+from analysis.curves import Budget
 from analysis.results import Manifest, Run
 from analysis.statistics import Summary, summarise
 from analysis.wording import (
@@ -42,6 +44,11 @@ from components.registry import UserError, did_you_mean
 FIGURE_SPACE = "\u2007"  # as wide as a digit
 Align = Literal["left", "right"]
 NO_SUCH = "n/a"  # it ran, and has no such number
+ITEMS = "items"  # stands for a column of each task, item by item
+ITEM_DETAILS = (
+    *("low", "high", "p", "p_adjusted", "error", "error_items", "error_seeds"),
+    *("items", "clusters", "seeds", "share_seeds", "share_items", "share_both"),
+)
 AT_LENGTH = re.compile(r"val/loss@(\d+)")
 
 
@@ -108,21 +115,26 @@ def ablation_table(
     columns: Sequence[str] | None = None,
 ) -> Table:
     """`table` of `comparison.compare`, in one call."""
-    return table(compare(manifest, runs, root), columns)
+    return table(compare(manifest, runs, root), columns, root)
 
 
-def table(comparison: Comparison, columns: Sequence[str] | None = None) -> Table:
+def table(
+    comparison: Comparison, columns: Sequence[str] | None = None, root: Path | None = None
+) -> Table:
     """The sweep's table; rows keep the manifest's order, the baseline first.
 
     Args:
         columns: keys of the columns, in their order, after the variant's name; `all` stands for
-            all that have something to say. By default those that a reader needs.
+            all that have something to say, and `items` for the tasks compared item by item, which
+            are read from `root` only then. By default those that a reader needs.
+        root: where the runs lie.
 
     Raises:
         UserError: there is no such column; says which there are.
     """
     tasks = scored.columns(comparison)
-    sources = {source.column.key: source for source in _sources(comparison, tasks)}
+    by_item = _by_item(comparison, columns or (), root)
+    sources = {source.column.key: source for source in _sources(comparison, tasks, by_item)}
     chosen = _chosen(sources, columns)
     filled = [(source.column, list(source.cells(comparison))) for source in chosen]
     if columns is not None:
@@ -143,6 +155,7 @@ def table(comparison: Comparison, columns: Sequence[str] | None = None) -> Table
             *scored.footnotes(
                 comparison.baseline.label, [task for task in tasks if task.key in keys]
             ),
+            *_item_notes(comparison, [task for task in by_item if task.key in keys]),
         ),
     )
 
@@ -152,13 +165,39 @@ def _chosen(sources: Mapping[str, _Source], columns: Sequence[str] | None) -> li
         return [source for source in sources.values() if source.shown]
     wanted = ["variant"]
     for key in columns:
-        if key != "all" and key not in sources:
-            raise UserError(f"no column '{key}'{did_you_mean(key, [*sources, 'all'])}")
-        wanted += sources if key == "all" else [key]
+        several = {"all": sources, ITEMS: [k for k in sources if k.startswith(f"{ITEMS}:")]}
+        if key not in several and key not in sources:
+            raise UserError(f"no column '{key}'{did_you_mean(key, [*sources, *several])}")
+        wanted += several.get(key, [key])
     return [sources[key] for key in dict.fromkeys(wanted)]
 
 
-def _sources(comparison: Comparison, tasks: Sequence[scored.ScoreColumn]) -> Iterable[_Source]:
+def _by_item(
+    comparison: Comparison, columns: Sequence[str], root: Path | None
+) -> list[task_items.TaskItems]:
+    """The tasks that `columns` ask for item by item."""
+    if root is None or not any(key.partition(":")[0] == ITEMS for key in columns):
+        return []
+    names = task_items.tasks(comparison)
+    if not names:
+        raise UserError(
+            f"no column '{ITEMS}': there is no task that {comparison.baseline.label} and another"
+            " row were both scored on"
+        )
+    return task_items.read(comparison, root, names)
+
+
+def _item_notes(comparison: Comparison, found: Sequence[task_items.TaskItems]) -> Iterable[str]:
+    if found:
+        yield f"{task_items.method(comparison)}."
+        yield from task_items.unread(found)
+
+
+def _sources(
+    comparison: Comparison,
+    tasks: Sequence[scored.ScoreColumn],
+    by_item: Sequence[task_items.TaskItems],
+) -> Iterable[_Source]:
     """Every column that this sweep could have, in the order of the table."""
     rows, match = comparison.rows, comparison.manifest.match
     several = any(r.difference and r.difference.n > 1 for r in rows)
@@ -247,6 +286,11 @@ def _sources(comparison: Comparison, tasks: Sequence[scored.ScoreColumn]) -> Ite
         details = ("sd", "n", "item_stderr")
         yield _Source(
             Column(task.key, task.title, left, details, 1), partial(_score_cells, task=task), True
+        )
+    for items in by_item:
+        yield _Source(
+            Column(items.key, f"Δ {items.title}", left, ITEM_DETAILS),
+            partial(_item_cells, task=items),
         )
 
 
@@ -385,6 +429,22 @@ def _score_cells(comparison: Comparison, task: scored.ScoreColumn) -> Iterable[C
         yield replace(cell, text=f"{before}{error}{comma}{fewer}", details=details)
 
 
+def _item_cells(comparison: Comparison, task: task_items.TaskItems) -> Iterable[Cell]:
+    for r in comparison.rows:
+        if (d := task.rows.get(r.label)) is None:
+            yield _no_difference(r, **dict.fromkeys(ITEM_DETAILS))
+            continue
+        shares = d.shares or {}
+        numbers = (
+            *(d.low, d.high, d.p, task.p.get(r.label), d.error, d.error_items, d.error_seeds),
+            *(d.items, d.clusters, d.seeds),
+            *(shares.get(source) for source in ("seeds", "items", "both")),
+        )
+        details = dict(zip(ITEM_DETAILS, numbers, strict=True))
+        text = task_items.text(d, task.decimals)
+        yield Cell(text, d.mean, details, _unlike(r), task.told_apart(r.label))
+
+
 def _delta_cells(comparison: Comparison) -> Iterable[Cell]:
     decimals = difference_decimals(r.difference for r in comparison.rows)
     for r in comparison.rows:
@@ -393,9 +453,8 @@ def _delta_cells(comparison: Comparison) -> Iterable[Cell]:
             yield _no_difference(r, low=None, high=None, n=0, sd=None, p=None)
             continue
         details = {"low": d.low, "high": d.high, "n": d.n, "sd": d.sd, "p": d.p}
-        yield Cell(
-            difference_text(d, r.planned, decimals), d.mean, details, _unlike(r), _decided(r)
-        )
+        mark = DIVERGED if comparison.baseline.diverged else _unlike(r)
+        yield Cell(difference_text(d, r.planned, decimals), d.mean, details, mark, _decided(r))
 
 
 def _adjusted_cells(comparison: Comparison) -> Iterable[Cell]:

@@ -232,7 +232,7 @@ WORDS = [
     ),
     (
         "table demo --format latx",
-        "invalid value for '--format': 'latx' is not one of 'md', 'latex', 'csv', 'json' "
+        "invalid value for '--format': 'latx' is not one of 'md', 'latex', 'html', 'csv', 'json' "
         "(see: run.py table --help)",
     ),
     *[

@@ -8,6 +8,7 @@ interactions, loss by length. `drawing.write` puts one on disk as SVG, PDF, PNG 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,9 +20,13 @@ if TYPE_CHECKING:
 
 __all__ = ["draw", "loss_curves", "mean_curves"]
 
+MOST_ROWS = 60  # that are drawn, besides the baseline
+
 
 def draw(comparison: Comparison, root: Path) -> list[Drawing]:
     """Every figure that the sweep has something for, what decides first.
+
+    Of more than MOST_ROWS rows those are drawn that differ most; the captions say so.
 
     Raises:
         UserError: a record of a run is damaged.
@@ -29,18 +34,29 @@ def draw(comparison: Comparison, root: Path) -> list[Drawing]:
     from analysis.factorial import factorial
     from analysis.figures import cost, curves, effects, interactions, ladder, lengths, tuning
 
-    lines = curves.histories(comparison, root)
-    measured = lengths.measured(comparison, root)
+    shown = comparison.largest(MOST_ROWS)
+    lines = curves.histories(shown, root)
+    measured = lengths.measured(shown, root)
     crossed = factorial(comparison)
+    left_out = (
+        f" Of the {len(comparison.rows) - 1:,} rows beside the baseline those {MOST_ROWS} that"
+        " differ most from it."
+    )
+
+    def of_shown(drawing: Drawing | None) -> Drawing | None:
+        if drawing is None or shown is comparison:
+            return drawing
+        return replace(drawing, caption=drawing.caption + left_out)
+
     found = [
-        effects.forest(comparison),
-        *(curves.draw(lines, by) for by in curves.AXES),
+        of_shown(effects.forest(shown)),
+        *(of_shown(curves.draw(lines, by)) for by in curves.AXES),
         ladder.waterfall(comparison),
         interactions.effects(crossed) if crossed else None,
         interactions.interactions(crossed) if crossed else None,
-        tuning.sensitivity(comparison),
-        lengths.by_length(comparison, measured),
-        lengths.by_position(comparison, measured),
-        cost.pareto(comparison),
+        of_shown(tuning.sensitivity(shown)),
+        of_shown(lengths.by_length(shown, measured)),
+        of_shown(lengths.by_position(shown, measured)),
+        of_shown(cost.pareto(shown)),
     ]
     return [drawing for drawing in found if drawing is not None]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,7 +81,12 @@ def style() -> Iterator[None]:
     """Matplotlib as it ships, and our few settings; to draw in, and to write in."""
     import matplotlib
 
-    with matplotlib.rc_context(dict(matplotlib.rcParamsDefault) | STYLE):  # type: ignore[arg-type]
+    with (
+        matplotlib.rc_context(dict(matplotlib.rcParamsDefault) | STYLE),  # type: ignore[arg-type]
+        warnings.catch_warnings(),
+    ):
+        # A label's emoji becomes a box in PDF and PNG; a page has its reader's own fonts.
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
         yield
 
 

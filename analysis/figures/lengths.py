@@ -55,8 +55,15 @@ def measured(comparison: Comparison, root: Path) -> list[Measured]:
         losses: dict[int, dict[int, float]] = {}
         positions: dict[int, list[list[float]]] = {}
         for seed in row.losses if row.loss is not None else ():
-            path = root / row.runs[seed].id / "lengths.json"
+            run = row.runs[seed]
+            path = root / run.id / "lengths.json"
             for length, (loss, by_position) in _read(path).items():
+                told, mean = run.number(f"val/loss@{length}"), float(np.mean(by_position))
+                if told is None or not np.allclose((told, mean), loss, rtol=1e-6):
+                    raise UserError(
+                        f"{path}: does not fit the run's result at length {length}: it was changed"
+                        " after the run ended; remove it, or train the run again"
+                    )
                 losses.setdefault(length, {})[seed] = loss
                 positions.setdefault(length, []).append(by_position)
         if losses:
@@ -76,7 +83,7 @@ def _read(path: Path) -> dict[int, tuple[float, list[float]]]:
                 if len(by_position) != int(length):
                     raise ValueError(f"{len(by_position)} positions of {length}")
                 found[int(length)] = float(measure["loss"]), by_position
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{path}: damaged ({error}); remove it, or train the run again") from None
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from analysis.comparison import Comparison, Try, Tuning
+from analysis.comparison import Comparison
 from analysis.figures.drawing import (
     GREY,
     PAPER,
@@ -21,6 +21,7 @@ from analysis.figures.drawing import (
     panel,
     style,
 )
+from analysis.tuning import Try, Tuning
 
 ABOVE = 1.05  # of the panel's height, where what diverged is marked
 MOST_TICKS = 9

@@ -167,6 +167,19 @@ def test_other_code_is_marked_and_named_and_still_compared() -> None:
     assert found.commits == ("abcdef0", "abcdef0+")
 
 
+def test_own_components_that_changed_between_runs_are_marked() -> None:
+    def code(imports: str | None) -> dict[str, Any]:
+        return {"commit": None, "dirty": False, "source": "aaaa", "imports": imports}
+
+    found = sweep(
+        row("base", given(losses(2.0, 0), code=code("bbbb"))),
+        row("none", given(losses(1.9, 1), code=code(None))),
+        row("same", given(losses(1.9, 2), code=code("bbbb"))),
+        row("other", given(losses(1.9, 3), code=code("cccc"))),
+    )
+    assert [r.mixed for r in found.rows] == [(), (), (), ("imports",)]
+
+
 def test_another_commit_with_the_same_source_is_the_same_code() -> None:
     found = sweep(*(
         row(label, given(losses(mean), code={"commit": commit * 8, "source": "aaaa"}))
@@ -356,3 +369,17 @@ def test_a_whole_sweep_from_disk(tmp_path: Path) -> None:
     assert all(math.isfinite(r.readings["time"].budget) for r in found.rows if "time" in r.readings)
     again = compare(replace(manifest), read_runs(manifest, tmp_path), tmp_path)
     assert again == found
+
+
+def test_a_curve_that_ends_before_its_run_did_is_no_reading(tmp_path: Path) -> None:
+    path = rich_sweep.make(tmp_path, "cut", [rich_sweep.Variant("a"), rich_sweep.Variant("b")])
+    for folder in (folder for folder in tmp_path.iterdir() if folder.name.endswith("-s0")):
+        result = json.loads((folder / "result.json").read_text())
+        old = {key: value for key, value in result.items() if key not in ("seal", "code")}
+        (folder / "result.json").write_text(json.dumps(old))
+        lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+        (folder / "metrics.jsonl").write_text("".join(lines[:10]))
+    manifest = read_manifest(path)
+    found = compare(manifest, read_runs(manifest, tmp_path), tmp_path).rows[1]
+    assert found.difference is not None and found.difference.n == 4
+    assert not found.readings and found.gain is not None and found.gain.n == 3

@@ -52,6 +52,27 @@ def test_no_evaluation_is_no_curve_and_damage_is_named(tmp_path: Path) -> None:
         curves.read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"seconds": 1.0},
+        {"tokens": "10", "seconds": 1.0},
+        {"tokens": 10, "seconds": None},
+        {"tokens": 10, "seconds": float("nan")},
+        {"tokens": 10, "seconds": float("inf")},
+        {"tokens": 10, "seconds": -1.0},
+        {"tokens": 10**400, "seconds": 1.0},
+    ],
+)
+def test_a_time_that_is_no_number_is_named_and_never_a_reading(
+    row: dict[str, object], tmp_path: Path
+) -> None:
+    write(tmp_path, {10: 4.0}, {20: 1.0})
+    (tmp_path / "timing.jsonl").write_text(f'{json.dumps(row)}\n{{"tokens": 20, "seconds": 2}}\n')
+    with pytest.raises(UserError, match=r"timing\.jsonl: damaged"):
+        curves.read(tmp_path)
+
+
 def test_a_loss_between_two_evaluations_is_on_the_line_between_them() -> None:
     axis, losses = np.array([0.0, 10.0, 20.0]), np.array([5.0, 4.0, 2.0])
     assert curves.at(axis, losses, 15) == 3.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -136,6 +137,9 @@ def test_only_seeds_that_every_cell_has_are_used() -> None:
     found = analyse(PLANT, cells)
     assert found.seeds == (0, 1) and found.effects[0].difference.n == 2
     assert found.notes == ("Seed 2 is not in every cell and not used for effects.",)
+    assert found.total is not None and found.total.n == 2
+    parts = math.fsum(share.difference.mean for share in found.shares)
+    assert parts == pytest.approx(found.total.mean)
     cells["160", "20", "A"] = {7: 60}
     nothing = analyse(PLANT, cells)
     assert nothing.effects == () and nothing.notes[-1] == "No seed is in every cell: no effects."

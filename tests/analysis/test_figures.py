@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
@@ -203,6 +204,32 @@ def test_a_damaged_lengths_record_is_an_error_of_one_line(tmp_path: Path) -> Non
     path.write_text('{"64": {"loss": 1.0, "by_position": [1.0]}}')
     with pytest.raises(UserError, match="damaged"):
         lengths.measured(found, root)
+
+
+def test_lengths_that_do_not_fit_the_sealed_result_are_an_error_of_one_line(
+    tmp_path: Path,
+) -> None:
+    found, root = comparison(rich_sweep.rows_sweep(tmp_path))
+    path = next(path for path in root.glob("*/lengths.json") if "-s0" in str(path))
+    whole = path.read_text()
+    for key in ("loss", "by_position"):
+        record = json.loads(whole)
+        record["64"][key] = np.add(record["64"][key], 0.1).tolist()
+        path.write_text(json.dumps(record))
+        with pytest.raises(UserError, match="does not fit the run's result at length 64"):
+            lengths.measured(found, root)
+    path.write_text(whole)
+    assert lengths.measured(found, root)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_label_that_no_font_has_is_drawn_without_a_word(tmp_path: Path) -> None:
+    rows = [rich_sweep.Variant("a"), rich_sweep.Variant("\N{ROCKET} \u65e5\u672c")]
+    found, _ = comparison(rich_sweep.make(tmp_path, "odd", rows, seeds=2))
+    forest = effects.forest(found)
+    assert forest is not None
+    assert len(drawing.write(forest, tmp_path)) == 4
+    assert "\N{ROCKET}" in drawing.inline(forest)
 
 
 def test_inline_svgs_share_no_id_and_carry_no_letters_or_colours_of_their_own(

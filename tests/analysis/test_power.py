@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from analysis.comparison import compare
 from analysis.power import design_warning, report
 from analysis.statistics import chance_to_find
+from components.registry import UserError
 
 BASE = [4.0, 4.02, 4.013, 3.99]
 
@@ -55,3 +57,9 @@ def test_without_two_seeds_there_is_no_noise_to_plan_with(make_sweep: Any) -> No
     found = report(compare(*make_sweep({"GPT-2": [4.0], "NoPE": [4.1]})), 0.01)
     assert found.rows == () and not found.assumed and found.silent == ("NoPE",)
     assert "two seeds" in found.text()
+
+
+@pytest.mark.parametrize("effect", [math.nan, math.inf, 0.0, -0.1])
+def test_an_effect_that_is_no_positive_number_is_one_line(effect: float, make_sweep: Any) -> None:
+    with pytest.raises(UserError, match="not a number above 0"):
+        report(compare(*make_sweep({"base": [4.0, 4.1], "new": [3.9, 4.2]})), effect)

@@ -7,10 +7,12 @@ import io
 import json
 import os
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 
 from analysis.render import RENDERERS, escape_latex, escape_markdown, html, latex, terminal
 from analysis.results import read_manifest, read_runs
@@ -78,6 +80,7 @@ def test_latex_is_balanced_and_escaped(table: Table) -> None:
         ("\\~^<>|", r"\textbackslash{}\textasciitilde{}\textasciicircum{}"
                     r"\textless{}\textgreater{}\textbar{}"),
         ("ReLU² ± −1 --x", r"ReLU$^{2}$ $\pm$ $-$1 -{}-x"),
+        ("a --- b", "a -{}-{}- b"),
         ("naïve Ångström ł § ¶", r"na\"{\i }ve \r{A}ngstr\"{o}m {\l} $\S$ $\P$"),
         ("注 🎉", "[U+6CE8] [U+1F389]"),
     ],
@@ -140,3 +143,36 @@ class Seen(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.texts.append(data)
+
+
+def test_columns_beyond_the_width_stand_in_blocks_that_lose_nothing(manifest_path: Path) -> None:
+    manifest = read_manifest(manifest_path)
+    runs = read_runs(manifest, manifest_path.parents[1])
+    whole = ablation_table(manifest, runs, manifest_path.parents[1], ["all"])
+    text = rendered(whole, "terminal-100")
+    body = text[: text.index(whole.caption[:40])]
+    assert max(map(len, body.splitlines())) <= 100
+    blocks = body.split("  Variant ")[1:]
+    assert len(blocks) > 1
+    for index, column in enumerate(whole.columns[1:], 1):
+        (block,) = (b for b in blocks if f"  {column.title}" in b.splitlines()[0])
+        for row in whole.rows:
+            (line,) = (ln for ln in block.splitlines() if ln.startswith(f"  {row.cells[0].text} "))
+            assert row.cells[index].text in line and row.cells[index].mark in line
+
+
+@pytest.mark.parametrize("width", [40, 24])
+def test_a_narrow_terminal_folds_words_and_keeps_every_letter(table: Table, width: int) -> None:
+    text = rendered(table, f"terminal-{width}")
+    body = text[: text.index(table.caption[:20])]
+    assert max(map(len, body.splitlines())) <= width
+    kept = re.sub(r"\s", "", body)
+    assert all(part in kept for part in ("baseline", "cannottell", "−0.049", "QK-norm"))
+
+
+def test_letters_of_two_columns_keep_the_table_straight(table: Table) -> None:
+    first, *others = table.rows
+    wide = replace(first, cells=(replace(first.cells[0], text="変種🙂"), *first.cells[1:]))
+    text = rendered(replace(table, rows=(wide, *others)), "terminal-150")
+    lines = [line for line in text.splitlines() if "3/3" in line]
+    assert len({cell_len(line[: line.index("3/3")]) for line in lines}) == 1

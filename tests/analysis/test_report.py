@@ -321,3 +321,39 @@ def test_a_run_without_a_result_or_a_curve_is_shown_as_it_is(tmp_path: Path) -> 
     assert dict(found.differences) == {"seed": (0, 1)}
     assert runs_compared.write(found, tmp_path) == []
     assert [run["state"] for run in found.as_json()["runs"]] == ["unfinished", "unfinished"]
+
+
+def test_of_many_rows_those_with_a_verdict_and_the_largest_are_shown_and_the_page_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(figures, "MOST_ROWS", 3)
+    path = rich_sweep.rows_sweep(tmp_path)
+    found, root = compared(path)
+    some = found.largest(3)
+    assert [r.label for r in some.rows] == ["GPT-2", "SwiGLU", "Rotary", "ALiBi"]
+    assert some.family == found.family == 7 and found.largest(7) is found
+    made = figures.draw(found, root)
+    forest = next(drawing for drawing in made if drawing.name == "differences")
+    assert "Of the 7 rows beside the baseline those 3 that differ most" in forest.caption
+    html = report.html(found, read_json(path), root, made)
+    assert "The sweep has 7 rows beside the baseline." in Page(html).text
+    before, _, after = html.partition('id="row-by-row"')
+    rows = after.partition('id="noise"')[0]
+    assert "Rotary" in rows and "Post-LN" not in rows
+    assert "Post-LN" in before  # in the table
+
+
+def test_of_an_edited_run_neither_result_nor_curve_is_shown(tmp_path: Path) -> None:
+    from analysis import runs_compared
+    from experiments.record import Run
+
+    path = rich_sweep.make(tmp_path, "two", [Variant("a"), Variant("b")], seeds=1)
+    ids = [row["runs"]["0"] for row in read_json(path)["rows"]]
+    with (tmp_path / ids[1] / "metrics.jsonl").open("a") as file:
+        file.write('{"tokens": 2000000, "val/loss": 1.0}\n')
+    found = runs_compared.compare([Run(tmp_path, id) for id in ids])
+    drawn = runs_compared.drawn(found)
+    assert drawn is not None and {row[0] for row in drawn.rows} == {ids[0]}
+    assert found.notes == (
+        f"Edited after it ended, so neither result nor curve is shown: {ids[1]}.",
+    )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from analysis.results import in_state, read_curve, read_manifest, read_run, read_runs
-from experiments.record import UserError
+from experiments.record import UserError, seal
 
 
 def test_each_run_is_found_in_its_state(manifest_path: Path) -> None:
@@ -120,3 +121,89 @@ def test_a_tune_over_what_is_no_number_is_one_line(manifest_path: Path, value: o
     manifest_path.write_text(json.dumps(data))
     with pytest.raises(UserError, match=r"row 2: tuned to .* which is no number"):
         read_manifest(manifest_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("levels", "x", "row 2: levels is 'x'"),
+        ("levels", {"model.norm": "rmsnorm"}, "levels are not of the same factors"),
+        ("tuned", "x", "row 2: tuned is 'x'"),
+        ("tuned", {"value": 1.0, "path": "training.lr"}, "row 2: of is missing"),
+        ("seeds", {"first": 1}, "row 2: seeds: "),
+        ("differences", 1, "row 2: differences is 1"),
+        ("flops_per_token", -1, "row 2: flops_per_token is -1"),
+        ("parameters", 10**400, "row 2: parameters is 1000"),
+        ("label", "GPT-2\u200b ", "rows 1 and 2 both read 'GPT-2'"),
+    ],
+)
+def test_a_manifest_edited_by_hand_is_one_line(
+    manifest_path: Path, key: str, value: object, said: str
+) -> None:
+    data = json.loads(manifest_path.read_text())
+    data["rows"][0]["levels"] = {"model.block": "pre"} if key == "levels" else None
+    data["rows"][1][key] = value
+    manifest_path.write_text(json.dumps(data))
+    with pytest.raises(UserError, match=re.escape(said)) as caught:
+        read_manifest(manifest_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tunes_row_is_found_by_its_label_as_it_is_shown(manifest_path: Path) -> None:
+    data = json.loads(manifest_path.read_text())
+    data["rows"][1]["label"] = "two  words\u200d"
+    data["rows"][2]["tuned"] = {"of": "two  words\u200d", "path": "training.lr", "value": 1e-3}
+    manifest_path.write_text(json.dumps(data))
+    rows = read_manifest(manifest_path).rows
+    assert rows[2].tuned is not None and rows[2].tuned["of"] == rows[1].label == "two words"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("code", "abc"), ("versions", []), ("tokens", "many"), ("tokens", True)]
+)
+def test_a_result_whose_facts_are_of_another_kind_is_one_line(
+    manifest_path: Path, key: str, value: object
+) -> None:
+    folder = manifest_path.parents[1] / "0000000000-s0"
+    data = {**json.loads((folder / "result.json").read_text()), key: value}
+    data["seal"] = seal(folder, data)
+    (folder / "result.json").write_text(json.dumps(data))
+    with pytest.raises(UserError, match=rf"result\.json: {key} is "):
+        read_run(folder)
+
+
+@pytest.mark.parametrize("left", [{}, {"seal": None}])
+def test_a_result_that_lost_its_seal_was_edited(
+    manifest_path: Path, left: dict[str, object]
+) -> None:
+    folder = manifest_path.parents[1] / "0000000000-s0"
+    data = {**json.loads((folder / "result.json").read_text()), "code": {"source": "a"}}
+    (folder / "result.json").write_text(json.dumps({**data, "seal": seal(folder, data)}))
+    assert read_run(folder).state == "done"
+    (folder / "result.json").write_text(json.dumps({**data, "val/loss": 1.0, **left}))
+    assert read_run(folder).state == "edited"
+
+
+@pytest.mark.parametrize(
+    "provenance",
+    [{"attempts": "x"}, {"attempts": [1]}, {"attempts": [{"git": "x"}]}, {"data": "x"}],
+)
+def test_an_odd_provenance_says_nothing(manifest_path: Path, provenance: object) -> None:
+    folder = manifest_path.parents[1] / "0000000000-s0"
+    (folder / "provenance.json").write_text(json.dumps(provenance))
+    run = read_run(folder)
+    assert (run.state, run.result["data"], run.result["code"]["commit"]) == ("done", None, None)
+
+
+def test_a_number_too_large_for_a_float_is_none(manifest_path: Path) -> None:
+    folder = manifest_path.parents[1] / "0000000000-s0"
+    data = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps({**data, "val/bpb": 10**400}))
+    assert read_run(folder).number("val/bpb") is None
+
+
+def test_a_byte_order_mark_is_damage_of_the_first_line(tmp_path: Path) -> None:
+    row = '{"tokens": 1, "val/loss": 5.0}\n'
+    (tmp_path / "metrics.jsonl").write_bytes(b"\xef\xbb\xbf" + 2 * row.encode())
+    with pytest.raises(UserError, match=r"metrics\.jsonl:1: "):
+        read_curve(tmp_path)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from analysis import render, results, table
+from components.registry import UserError
 from tests.analysis.conftest import write_sweep
 
 ACC = {"value": 0.5, "stderr": 0.02, "higher_is_better": True, "chance": 0.25}
@@ -108,3 +109,23 @@ def test_scores_of_another_step_are_no_scores_of_the_run(root: Path) -> None:
     folder = root / "0000000000-s0" / "scores"
     (folder / "step-00000000").rename(folder / "step-00000007")
     assert not any(c.title.startswith("quiz") for c in made(root).columns)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"metrics": []},
+        {"metrics": {"acc": 0.5}},
+        {"metrics": {"acc": {**ACC, "value": "high"}}},
+        {"metrics": {"acc": {"value": 0.5}}},
+        {"primary": "f1"},
+        {"primary": []},
+        {"items": None},
+        {"children": None},
+        {"kind": None},
+    ],
+)
+def test_a_score_that_is_no_record_is_one_line(root: Path, damage: dict[str, Any]) -> None:
+    write_score(root, 0, 0, "quiz", {**record(0.5), **damage})
+    with pytest.raises(UserError, match="scores: quiz: not the record of a score"):
+        made(root)

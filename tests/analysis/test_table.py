@@ -84,7 +84,8 @@ def test_a_difference_is_paired_over_seeds_done_in_both(make_sweep: Any) -> None
 
 def test_seeds_of_a_diverged_baseline_are_not_paired(make_sweep: Any) -> None:
     sweep = {"base": [4.0, "diverged", 4.2], "new": [3.9, 3.0, 4.0]}
-    assert cell(ablation_table(*make_sweep(sweep)), 1, "delta_val_loss").details["n"] == 2
+    delta = cell(ablation_table(*make_sweep(sweep)), 1, "delta_val_loss")
+    assert (delta.details["n"], delta.mark, delta.bold) == (2, "†", False)
 
 
 def test_a_change_that_does_nothing_is_called_out(make_sweep: Any) -> None:

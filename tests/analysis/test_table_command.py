@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from click.testing import CliRunner, Result
 import run
 from experiments.record import UserError
 from tests import rich_sweep
+from tests.conftest import ROOT
 
 
 def table(root: Path, *words: str) -> Result:
@@ -55,3 +59,11 @@ def test_a_look_at_other_columns_leaves_the_files_alone(root: Path) -> None:
 def test_what_is_missing_is_said_beside_the_table(root: Path) -> None:
     said = table(root, "--format", "md").stderr
     assert "still missing: 5 of 32 runs (" in said and "Post-LN s2" in said
+
+
+def test_a_terminal_without_the_letters_shows_their_numbers(root: Path) -> None:
+    words = [sys.executable, "run.py", "table", "recipe", "--runs", str(root)]
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, timeout=60)
+    assert done.returncode == 0 and b"Traceback" not in done.stderr
+    assert b"\\u22120.0397" in done.stdout
