@@ -61,7 +61,7 @@ def test_it_holds_the_rooms_and_their_presets_and_says_where_they_come_from(
     held = files(taken.folder)
     record = json.loads(held.pop("snapshot.json"))
     assert {"run.py", "components/norm.py", "sweeps/clusters/local.yaml"} < {*held}
-    assert {Path(name).suffix for name in held} == {".py", ".yaml"}
+    assert {Path(name).suffix for name in held} == {".py", ".yaml", ".html"}
     assert all(content == (source / name).read_bytes() for name, content in held.items())
     assert (record["schema"], record["id"], record["git"]) == (1, taken.id, None)
 
