@@ -32,6 +32,7 @@ from analysis.published import (
 )
 from analysis.statistics import Difference, equivalent, paired_difference, sensitivity, t_interval
 from analysis.table import Cell, Column, Table, TableRow
+from analysis.wording import MINUS, signed
 from experiments.scores import Settings
 
 Verdict = Literal["agrees", "disagrees", "cannot tell", "not measured"]
@@ -262,14 +263,12 @@ def _threshold(claim: ThresholdClaim, measured: Measured) -> Finding:
     x = [measured.by_seed[seed] for seed in sorted(measured.by_seed)]
     if not x:
         return Finding(claim, "not measured", note=f"no runs with {claim.metric}")
-    bound = claim.above if claim.above is not None else claim.below
-    assert bound is not None
     if len(x) == 1:
         return Finding(claim, "cannot tell", x[0], n=1, note="one seed: no interval")
     mean, low, high = (float(value) for value in t_interval(x))
-    made = Finding(claim, "cannot tell", mean, low, high, len(x), published=bound)
-    if low > bound or high < bound:
-        as_said = (low > bound) == (claim.above is not None)
+    made = Finding(claim, "cannot tell", mean, low, high, len(x), published=claim.bound)
+    if low > claim.bound or high < claim.bound:
+        as_said = (low > claim.bound) == (claim.above is not None)
         return replace(made, verdict="agrees" if as_said else "disagrees")
     return made
 
@@ -391,7 +390,7 @@ _VERDICTS: tuple[Verdict, ...] = ("agrees", "disagrees", "cannot tell", "not mea
 def _published_text(f: Finding) -> str:
     claim = f.claim
     if isinstance(claim, ThresholdClaim):
-        return f"{'above' if claim.above is not None else 'below'} {_plain(f.published)}"
+        return f"{'above' if claim.above is not None else 'below'} {_plain(claim.bound)}"
     if isinstance(claim, OrderClaim):
         return " < ".join(claim.lowest_first)
     if isinstance(claim, SlopeClaim):
@@ -416,11 +415,11 @@ def _measured_cell(f: Finding) -> Cell:
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "−")
+    return signed(value, 3)
 
 
-def _plain(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}".replace("-", "−")
+def _plain(value: float) -> str:
+    return f"{value:.3f}".replace("-", MINUS)
 
 
 def as_json(finding: Finding) -> dict[str, Any]:

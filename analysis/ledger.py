@@ -17,10 +17,11 @@ from analysis import results
 from analysis.comparison import Compared, Comparison, compare
 from analysis.results import Run
 from analysis.table import Cell, Column, Table, TableRow
-from analysis.wording import p_text
+from analysis.wording import interval_text, p_text, signed
 from components.registry import UserError
 from experiments.record import all_ids
 
+DECIMALS = 4  # of effects: sweeps of every size stand below one another
 RECORDS = ("result.json", "failure.json", "experiment.yaml")  # the last written first
 
 
@@ -183,9 +184,9 @@ def table(entries: Sequence[Entry], root: Path) -> Table:
 
 
 def _cells(e: Entry) -> tuple[Cell, ...]:
-    effect = Cell("") if e.effect is None else Cell(_signed(e.effect), e.effect)
+    effect = Cell("") if e.effect is None else Cell(signed(e.effect, DECIMALS), e.effect)
     if e.effect is not None and e.low is not None and e.high is not None:
-        text = f"{_signed(e.effect)} [{_signed(e.low)}, {_signed(e.high)}]"
+        text = signed(e.effect, DECIMALS) + interval_text(e.low, e.high, DECIMALS)
         decided = e.verdict in ("better", "worse")
         effect = Cell(text, e.effect, {"low": e.low, "high": e.high}, bold=decided)
     gone = {"diverged": e.diverged, "failed": e.failed, "edited": e.edited}
@@ -202,7 +203,3 @@ def _cells(e: Entry) -> tuple[Cell, ...]:
         Cell("; ".join(e.changes), "; ".join(e.changes)),
         Cell(e.time, e.time),
     )
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.4f}".replace("-", "−")

@@ -131,6 +131,13 @@ class ThresholdClaim(_Claim):
     above: float | None = None
     below: float | None = None
 
+    @property
+    def bound(self) -> float:
+        """The one of the two that is given."""
+        bound = self.above if self.above is not None else self.below
+        assert bound is not None  # `_problems` refuses a file without
+        return bound
+
 
 KINDS = ("difference", "no difference", "order", "slope", "threshold")
 Claim = Annotated[

@@ -15,6 +15,7 @@ from analysis.statistics import POWER, Difference, detectable
 from analysis.wording import (
     decimals_for,
     difference_decimals,
+    interval_text,
     p_text,
     percent,
     seeds_text,
@@ -331,7 +332,7 @@ def _amount(d: Difference | None, decimals: int) -> str:
     if d.low is None or d.high is None:
         return text
     if not d.excludes_zero:
-        return f"{text} [{signed(d.low, decimals)}, {signed(d.high, decimals)}]"
+        return text + interval_text(d.low, d.high, decimals)
     low, high = sorted((abs(d.low), abs(d.high)))
     return f"{text} [{low:.{decimals}f}, {high:.{decimals}f}]"
 
@@ -340,7 +341,7 @@ def _interval(d: Difference, decimals: int) -> str:
     text = signed(d.mean, decimals)
     if d.low is None or d.high is None:
         return text
-    return f"{text} [{signed(d.low, decimals)}, {signed(d.high, decimals)}]"
+    return text + interval_text(d.low, d.high, decimals)
 
 
 def _p(p: float) -> str:

@@ -198,10 +198,7 @@ def fingerprint(experiment: Experiment, seed: int, vocabulary: int, tokens: Tens
         for name, parameter in decoder.named_parameters():
             add(name, parameter.grad)
         optimizer.step()
-        for (
-            name,
-            value,
-        ) in decoder.state_dict().items():  # buffers too, and what a step is scaled by
+        for name, value in decoder.state_dict().items():  # buffers too, and a step's scale
             add(name, value)
         length = _longest(experiment, decoder)
         if length > tokens.shape[1] - 1:
