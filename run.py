@@ -158,11 +158,7 @@ def train(
         result = run_training(checked, seed, root, progress="bar")
     except ScoringFailed as error:
         result, unscored = read_json(run / "result.json"), error
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from torch.distributed import destroy_process_group, is_initialized
-
-        if is_initialized():  # or its threads may end the process with a signal
-            destroy_process_group()
+    leave_group()
     if int(os.environ.get("RANK", "0")) != 0:  # one of several processes speaks
         return
     if as_json:
@@ -180,6 +176,15 @@ def train(
     if result["status"] != "done":
         say(f"diverged: {result['reason']}")
         sys.exit(1)
+
+
+def leave_group() -> None:
+    """Ends the work of several processes together: else gloo's threads may end one by a signal."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from torch.distributed import destroy_process_group, is_initialized
+
+        if is_initialized():
+            destroy_process_group()
 
 
 def scoring_options(command: F) -> F:
@@ -257,6 +262,7 @@ def evaluate_command(
         records = evaluate.score_run(run, change, checkpoint=checkpoint, kept=not probe, say=say)
     except scores.ScoringFailed as error:  # the others are shown
         records, failed = dict(error.records), error
+    leave_group()
     if int(os.environ.get("RANK", "0")) == 0:
         if records and not probe:
             with tracking.mirrored(run, where, {}, say):
