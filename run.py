@@ -85,6 +85,16 @@ def cluster_option(command: F) -> F:
     )(command)
 
 
+def redo_options(command: F) -> F:
+    for option in (
+        click.option("--seed", "seeds", type=SEED, multiple=True, help="Of this seed only."),
+        click.option("--row", "labels", multiple=True, help="With --redo: of the row LABEL only."),
+        click.option("--redo", is_flag=True, help="Train again, beside the runs that are there."),
+    ):
+        command = option(command)
+    return command
+
+
 overrides_argument = click.argument("overrides", nargs=-1, metavar="[a.b=c ...]")
 sweep_argument = click.argument("name", metavar="SWEEP")
 
@@ -113,19 +123,28 @@ def show_rich(renderable: Any) -> None:
 @click.argument("experiment")
 @overrides_argument
 @click.option("--seed", type=SEED, default=0, show_default=True)
+@click.option("--redo", is_flag=True, help="From the start, beside the run that is there.")
 @runs_option
 @dry_run_option
 @json_option
 def train(
-    experiment: str, overrides: tuple[str, ...], seed: int, root: Path, dry_run: bool, as_json: bool
+    experiment: str,
+    overrides: tuple[str, ...],
+    seed: int,
+    redo: bool,
+    root: Path,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Train one EXPERIMENT, or go on where it was stopped."""
+    from experiments import attempts
     from experiments.loader import load, run_id
-    from experiments.record import Run
 
     checked = load(experiment, overrides)
-    run = Run(root, run_id(checked, seed))
+    run = attempts.Attempts(root).choose(checked, run_id(checked, seed), redo=redo)
     state = run.state  # a damaged result is told here
+    for line in attempts.explain(checked, run, redo=redo):
+        say(line)
     if dry_run:
         from components.decoder import count
         from experiments.data import vocab_size
@@ -155,7 +174,7 @@ def train(
     evaluate.check(checked.evaluation, fetch=True)
     unscored = None
     try:
-        result = run_training(checked, seed, root, progress="bar")
+        result = run_training(checked, seed, root, progress="bar", run=run)
     except ScoringFailed as error:
         result, unscored = read_json(run / "result.json"), error
     leave_group()
@@ -516,6 +535,7 @@ def design_warnings(planned: Any, root: Path) -> list[str]:
 @cli.command()
 @sweep_argument
 @overrides_argument
+@redo_options
 @runs_option
 @workers_option
 @dry_run_option
@@ -523,20 +543,26 @@ def design_warnings(planned: Any, root: Path) -> list[str]:
 def sweep(
     name: str,
     overrides: tuple[str, ...],
+    redo: bool,
+    labels: tuple[str, ...],
+    seeds: tuple[int, ...],
     root: Path,
     workers: int | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
     """Run what SWEEP still lacks on this machine, then print its table."""
-    from sweeps import design, manifest
+    from sweeps import design, manifest, stale
     from sweeps import plan as planning
 
     designed = design.load(name, overrides)
-    planned = planning.plan(designed, root)
+    again = stale.chosen(designed, redo, labels, seeds)
+    planned = planning.plan(designed, root, redo=again)
     if dry_run:
         out(planned.as_json()) if as_json else show_rich(planning.render(planned))
         return
+    for line in planned.stale:
+        say(line)
     if planned.missing:
         check_rows(designed, planned, root)
     manifest.write(root, planned.manifest)
@@ -584,6 +610,8 @@ def submit(
     if dry_run:
         show_submission(planned, file, root, as_json)
         return
+    for line in planned.stale:
+        say(line)
     if planned.missing:
         check_rows(designed, planned, root)
     if local:
@@ -722,6 +750,14 @@ def show_table(
     say_missing(record, runs, root)
 
 
+def changes(planned: dict[str, Any], root: Path) -> list[str]:
+    """Lines that say what has changed since a sweep was planned: its file, its code, its text."""
+    from sweeps import manifest, stale
+
+    changed = manifest.changed_since(root, planned)
+    return [*([changed] if changed else []), *stale.lines(planned)]
+
+
 def say_missing(record: Any, runs: Any, root: Path) -> None:
     """Which runs the table of a `results.Manifest` still lacks, and how they are."""
     from experiments.record import FINISHED
@@ -753,6 +789,7 @@ def status(name: str | None, root: Path, as_json: bool, watch: bool) -> None:
 
 @cli.command()
 @sweep_argument
+@redo_options
 @cluster_option
 @runs_option
 @workers_option
@@ -760,6 +797,9 @@ def status(name: str | None, root: Path, as_json: bool, watch: bool) -> None:
 @json_option
 def retry(
     name: str,
+    redo: bool,
+    labels: tuple[str, ...],
+    seeds: tuple[int, ...],
     cluster: str | None,
     root: Path,
     workers: int | None,
@@ -768,24 +808,52 @@ def retry(
 ) -> None:
     """Run the failed and interrupted runs of SWEEP again, from their checkpoints.
 
+    With --redo from the start, or any run that --row or --seed names; the old ones are kept.
     Those that were submitted are submitted again, with the settings of the last time or CLUSTER's.
     """
     from sweeps import cluster as clusters
-    from sweeps import control, manifest
+    from sweeps import control, manifest, stale
 
     record = manifest.load(root, name)
     rows, file = control.to_retry(root, record)
+    if redo or labels or seeds:
+        rows = stale.rows_to_redo(root, record, rows, redo, labels, seeds)
+        record = stale.with_new_attempts(root, record, {row.id for row in rows})
+    elif not dry_run:
+        stale.check(record, {row.id for row in rows})
     if click.get_current_context().get_parameter_source("cluster") == COMMANDLINE:
         file = clusters.load(needed(cluster))
     if dry_run:
         lines = control.described(rows)
         out({"schema": 1, "runs": lines}) if as_json else click.echo("\n".join(lines) or "nothing")
     elif file is not None and file.cluster.executor == "slurm":
-        sent = control.submit(root, record, file, "freed")
+        sent = control.submit(root, record, file, "lacking" if redo else "freed")
         say_sent(sent, record["name"], root, as_json)
     else:
         control.free(root, record, rows)
+        if redo:
+            manifest.write(root, record)
         carry_out(record, root, workers, as_json)
+
+
+@cli.command()
+@click.argument("target", metavar="RUN|SWEEP")
+@click.option("--yes", "-y", is_flag=True, help="Don't ask.")
+@dry_run_option
+@runs_option
+def rm(target: str, yes: bool, dry_run: bool, root: Path) -> None:
+    """Remove RUN, or SWEEP with its tables and the runs that no other sweep has. Asks first."""
+    from sweeps import removal
+
+    found = removal.found(root, target, scored_sweep(root, target))
+    for line in found.lines():
+        say(line)
+    if dry_run:
+        return
+    if not yes:
+        click.confirm("Remove them for good?", abort=True, err=True)
+    removal.remove(root, found)
+    say(f"removed: {len(found.runs)} runs{' and the sweep ' + found.sweep if found.sweep else ''}")
 
 
 @cli.command()
@@ -866,8 +934,8 @@ def table(
     planned = manifest.load(root, name)
     path = manifest.path_of(root, planned["name"])
     chosen = tuple(key.strip() for key in columns.split(",")) if columns is not None else None
-    if changed := manifest.changed_since(root, planned):
-        say(changed)
+    for line in changes(planned, root):
+        say(line)
     if form is None and target is None:
         show_table(path, root, False, chosen)
         return
@@ -994,6 +1062,8 @@ def run_lacking(name: str, root: Path, workers: int | None) -> list[str]:
 
     designed = design.load(name)
     planned = planning.plan(designed, root)
+    for line in planned.stale:
+        say(line)
     if planned.missing:
         say(f"{designed.name}: {planning.totals(planned)}")
         check_rows(designed, planned, root)
@@ -1046,7 +1116,8 @@ def report(name: str, folder: Path | None, root: Path, as_json: bool) -> None:
 
     planned = manifest.load(root, name)
     path = manifest.path_of(root, planned["name"])
-    if changed := manifest.changed_since(root, planned):
+    changed = "\n".join(changes(planned, root)) or None
+    if changed:
         say(changed)
     record = results.read_manifest(path)
     runs = results.read_runs(record, root)

@@ -112,8 +112,8 @@ def compare(runs: Sequence[record.Run]) -> Compared:
 def _side(run: record.Run) -> Side:
     found = results.read_run(run.folder)
     settings = dict(_flat(read(run / "experiment.yaml").data))
-    _, dash, seed = run.id.rpartition("-s")
-    if dash and seed.isdecimal():
+    seed = record.id_parts(run.id)[1]
+    if seed.isdecimal():
         settings["seed"] = int(seed)
     curve = curves.read(run.folder) if found.state != "edited" else None
     return Side(run.id, settings, found, curve)

@@ -27,7 +27,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from components import synthetic, text_files
-from components.registry import UserError, register
+from components.registry import RelativeTo, UserError, path_from, register
 
 
 class Corpus:
@@ -48,6 +48,11 @@ class Corpus:
     def fingerprint(self) -> str:
         """Changes whenever the documents would; far cheaper than reading them as text."""
         raise NotImplementedError
+
+    def sources(self) -> dict[Path, str]:
+        """The local files that it reads and the digest of each, `file_digest`; empty where it reads
+        none. What `status` and `table` say of changed text goes by them."""
+        return {}
 
     surprisal: Callable[[str], list[float]] | None = None
     """Of a document of its own, or of the beginning of one: -ln of the probability that the corpus
@@ -183,7 +188,7 @@ def _inspected(owner: Any, prefix: str = "") -> Iterator[tuple[str, str | None]]
 class Text(Corpus):
     """Local files: .txt, .md, .html, .jsonl or .parquet, each also as .gz or .zst.
 
-    `files` are paths or globs (`**` too), relative to where the program runs, read in the order
+    `files` are paths or globs (`**` too), relative to the file that names them, read in the order
     written, a glob's matches sorted. A .jsonl line or .parquet row is a document, its text in
     `column`; an .html file is one, its tags, scripts and styles taken out. A .txt or .md file is
     cut at `separator` where one is given (`"<|endoftext|>"`, or `"\\n"` for a document a line),
@@ -198,7 +203,9 @@ class Text(Corpus):
         column: str = "text",
         separator: Annotated[str, Field(min_length=1)] | None = None,
         document_bytes: Annotated[int, Field(gt=0)] = 1 << 20,
+        relative_to: Annotated[str, RelativeTo("files")] = "",
     ) -> None:
+        self.relative_to = relative_to
         self.files = (files,) if isinstance(files, str) else tuple(files)
         self.cutting = text_files.Cutting(column, separator, document_bytes)
 
@@ -210,7 +217,7 @@ class Text(Corpus):
         """
         found: dict[Path, None] = {}
         for pattern in self.files:
-            pattern = str(Path(pattern).expanduser())
+            pattern = str(path_from(self.relative_to, pattern))
             matches = map(Path, sorted(glob.glob(pattern, recursive=True)))  # noqa: PTH207
             files = [match for match in matches if match.is_file()]
             if not files:
@@ -230,13 +237,21 @@ class Text(Corpus):
         for path in self.paths():
             yield from text_files.read(path, self.cutting)
 
+    def sources(self) -> dict[Path, str]:
+        return {path: file_digest(path) for path in self.paths()}
+
     def fingerprint(self) -> str:
-        contents = []
-        for path in self.paths():
-            status = path.stat()
-            digest = _file_digest(path.resolve(), status.st_size, status.st_mtime_ns)
-            contents.append((text_files.ending(path), path.suffix.lower(), digest))
+        contents = [
+            (text_files.ending(path), path.suffix.lower(), digest)
+            for path, digest in self.sources().items()
+        ]
         return _digest("text", self.cutting, contents)
+
+
+def file_digest(path: Path) -> str:
+    """Hash of a file's bytes, about 1 s for each GB; remembered while the file stays the same."""
+    status = path.stat()
+    return _file_digest(path.resolve(), status.st_size, status.st_mtime_ns)
 
 
 @functools.cache
@@ -432,8 +447,10 @@ class HuggingFace(Corpus):
         column: str = "text",
         revision: str | None = None,
         streaming: bool = False,
+        relative_to: Annotated[str, RelativeTo("path")] = "",
     ) -> None:
-        self.path = path
+        folder = path_from(relative_to, path)  # a hub's name is no folder here
+        self.path = str(folder) if folder.exists() else path
         self.config = config
         self.split = split
         self.column = column
@@ -459,17 +476,17 @@ class HuggingFace(Corpus):
                 text_files.check_column(self.column, list(row), place)
                 yield text_files.string(row[self.column], self.column, place)
 
+    def sources(self) -> dict[Path, str]:
+        found = sorted(file for file in Path(self.path).rglob("*") if file.is_file())
+        return {file: file_digest(file) for file in found}
+
     def fingerprint(self) -> str:
         with self._explained():
             content: Any
-            if (folder := Path(self.path).expanduser()).exists():
-                files = sorted(file for file in folder.rglob("*") if file.is_file())
+            if (folder := Path(self.path)).exists():
                 content = [
-                    (
-                        file.relative_to(folder).as_posix(),
-                        _file_digest(file, file.stat().st_size, file.stat().st_mtime_ns),
-                    )
-                    for file in files
+                    (file.relative_to(folder).as_posix(), digest)
+                    for file, digest in self.sources().items()
                 ]
             else:
                 import datasets

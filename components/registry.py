@@ -12,28 +12,31 @@ A component comes in three ways: the files of this package, `imports:` in an exp
 a .py file), and `package.module:Class` written where a name would stand. Installed packages may
 also announce theirs under the entry-point group `ceteris.components`.
 
+components/imports.py reads such files, and what of them an experiment uses is part of its identity.
+
 Nothing here imports torch: the command line lists and checks components before it is needed.
 """
 
+import contextlib
 import difflib
-import hashlib
 import importlib
-import importlib.util
 import inspect
-import os
 import sys
+import sysconfig
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.metadata import entry_points
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pydantic
 import pydantic_core
 from pydantic_core import core_schema
+
+from components import source as source_files
 
 BUILTIN = tuple(
     "activation block corpus ffn filter init mixer norm objective optimizer position schedule "
@@ -57,12 +60,18 @@ class Closed(pydantic.BaseModel):
 
 @dataclass(frozen=True)
 class Entry:
-    """One registered component: its class, and what its signature says."""
+    """One registered component: its class, and what its signature says.
+
+    Attributes:
+        code: digest of the tokens of the file that holds the class and of what it imports from
+            beside it, as they were when it was imported; None for components of this program.
+    """
 
     kind: str
     name: str
     cls: type
     source: str
+    code: str | None = None
 
     @property
     def summary(self) -> str:
@@ -108,16 +117,41 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class RelativeTo:
+    """Marks the parameter in which the loader puts the folder that paths are relative to:
+
+        def __init__(self, *, files: str, relative_to: Annotated[str, RelativeTo("files")] = ""):
+
+    It is the folder of the file that sets the parameter `of`, or the current one where the command
+    line does. Where text lies is no part of a run's identity, and neither is this parameter.
+    """
+
+    of: str
+
+
+def is_place(info: pydantic.fields.FieldInfo) -> bool:
+    """Whether a component's parameter only says where something lies."""
+    return any(isinstance(marker, RelativeTo) for marker in info.metadata)
+
+
+def path_from(folder: str, written: str) -> Path:
+    """The path that `written` means in a file of this folder; `~` is the home folder."""
+    return Path(folder) / Path(written).expanduser()
+
+
+@dataclass(frozen=True)
 class Spec:
     """A component chosen and checked, not yet built: what a slot in an experiment holds."""
 
     kind: str
     name: str
     params: Mapping[str, Any] = field(default_factory=dict)
+    chosen: Entry | None = field(default=None, repr=False, compare=False)
 
     @property
     def entry(self) -> Entry:
-        return get(self.kind, self.name)
+        """What it was checked against, whatever has been imported under its name since."""
+        return self.chosen or get(self.kind, self.name)
 
     def build(self, *harness: Any) -> Any:
         """The component itself; `harness` are its positional parameters."""
@@ -128,7 +162,8 @@ class Spec:
         model = self.entry.schema.model_fields
         plain: dict[str, Any] = {"name": self.name}
         for key, value in self.params.items():
-            if defaults or plain_value(value, False) != default_value(model[key]):
+            differs = plain_value(value, False) != default_value(model[key])
+            if defaults or (differs and not is_place(model[key])):
                 plain[key] = plain_value(value, defaults)
         return plain
 
@@ -154,9 +189,14 @@ def default_value(info: pydantic.fields.FieldInfo) -> Any:
     """A field's default as `plain_value` would write it, so that the two compare."""
     default = info.get_default(call_default_factory=True)
     for marker in info.metadata:
-        if isinstance(marker, Slot) and isinstance(default, str | dict):
+        if isinstance(marker, Slot) and isinstance(default, str):
+            default = {"name": default}  # perhaps of a file that is not known at the moment
+        elif isinstance(marker, Slot) and isinstance(default, dict):
             default = spec(marker.kind, default)
     return plain_value(default, False)
+
+
+_slots: set[str] = set()  # every kind that some place takes
 
 
 class Slot:
@@ -169,6 +209,7 @@ class Slot:
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
+        _slots.add(kind)
 
     def __repr__(self) -> str:
         article = "an" if self.kind[0] in "aeiou" else "a"
@@ -207,7 +248,8 @@ class Slot:
             ) from None
         params = {key: item for key, item in value.items() if key != "name"}
         model = schema.model_validate_json(_json(params))
-        return Spec(self.kind, entry.name, {k: getattr(model, k) for k in type(model).model_fields})
+        checked = {key: getattr(model, key) for key in type(model).model_fields}
+        return Spec(self.kind, entry.name, checked, entry)
 
 
 def _json(data: Any) -> bytes:
@@ -220,6 +262,7 @@ def _json(data: Any) -> bytes:
 
 _entries: dict[tuple[str, str], Entry] = {}
 _by_paths: dict[tuple[str, str], Entry] = {}  # apart, since such a name is known to nobody else
+_registered: list[tuple[types.ModuleType | None, Entry]] = []  # all that ever was, in order
 _loaded = False
 
 
@@ -231,24 +274,69 @@ def register(kind: str, name: str) -> Callable[[Cls], Cls]:
     """
 
     def add(cls: Cls) -> Cls:
-        source = _place(cls)
-        known = _entries.get((kind, name))
-        if known is not None and known.source != source and not _copies(known.cls, cls):
-            raise UserError(
-                f"{source}: the {kind} '{name}' is already registered by {known.source}; "
-                "give one of them another name"
-            )
-        _entries[kind, name] = Entry(kind, name, cls, source)
+        entry = _entry(kind, name, cls)
+        check_free(entry)
+        _entries[kind, name] = entry
+        _registered.append((sys.modules.get(cls.__module__), entry))
         return cls
 
     return add
 
 
+def check_free(entry: Entry) -> None:
+    """Another class must not have this kind and name.
+
+    Raises:
+        UserError: one has; names both places.
+    """
+    known = _entries.get((entry.kind, entry.name))
+    if known is not None and known.source != entry.source and not _copies(known.cls, entry.cls):
+        raise UserError(
+            f"{entry.source}: the {entry.kind} '{entry.name}' is already registered by "
+            f"{known.source}; give one of them another name"
+        )
+
+
+def _entry(kind: str, name: str, cls: type) -> Entry:
+    return Entry(kind, name, cls, _place(cls), _code_of(cls))
+
+
+_codes: dict[types.ModuleType, str | None] = {}
+
+
+def _code_of(cls: type) -> str | None:
+    """`Entry.code`. Of an installed package it is the version; torch's is no part of any identity,
+    since every run has it in its record."""
+    package = cls.__module__.partition(".")[0]
+    module = sys.modules.get(cls.__module__)
+    file = file_of(cls)
+    if package in (*source_files.OWN, "torch") or module is None or file is None:
+        return None
+    if module not in _codes:
+        installed = {Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")}
+        if any(file.is_relative_to(folder) for folder in installed):
+            with contextlib.suppress(PackageNotFoundError):
+                return _codes.setdefault(module, f"{package} {version(package)}")
+        _codes[module] = source_files.digest(
+            source_files.closure(file, "" if file.stem == "__init__" else cls.__module__)
+        )
+    return _codes[module]
+
+
+def file_of(cls: type) -> Path | None:
+    """The file that holds a class; None for one that was typed in."""
+    path = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    return None if path is None else Path(path).resolve()
+
+
 def _copies(one: type, other: type) -> bool:
-    """Whether two files hold the same: such as one under `imports:` and its copy kept with runs."""
-    files = [getattr(sys.modules.get(c.__module__), "__file__", None) or "" for c in (one, other)]
+    """Whether two files hold the same: such as one under `imports:` and its copy kept with runs,
+    or a file before and after it was edited."""
+    files = [file_of(one), file_of(other)]
+    if None in files or files[0] == files[1]:
+        return None not in files and one.__module__ != other.__module__
     try:
-        return files[0] != files[1] and len({Path(file).read_bytes() for file in files}) == 1
+        return len({file.read_bytes() for file in files if file}) == 1
     except OSError:
         return False
 
@@ -289,47 +377,10 @@ def load_builtin() -> None:
 
 
 def load_file(path: Path) -> None:
-    """Imports a third party's .py file, whose `@register` lines then take effect.
+    """Imports a third party's .py file: see `components.imports.load_file`."""
+    from components import imports
 
-    Raises:
-        UserError: no such file, or it does not import; says which line of it failed.
-    """
-    try:
-        path = path.resolve()
-        there = path.is_file()
-    except (OSError, ValueError):  # a name too long, or with a NUL in it
-        there = False
-    name = "ceteris_import_" + hashlib.blake2b(os.fsencode(path), digest_size=6).hexdigest()
-    if name in sys.modules:
-        return
-    if not there:
-        raise UserError(f"imports: no file {path}")
-    loader = importlib.util.spec_from_file_location(name, path)
-    if loader is None or loader.loader is None:
-        raise UserError(f"imports: {path} is not a Python file (its name should end in .py)")
-    module = importlib.util.module_from_spec(loader)
-    sys.modules[name] = module
-    load_builtin()
-    try:
-        loader.loader.exec_module(module)
-    except UserError:
-        del sys.modules[name]
-        raise
-    except (Exception, SystemExit) as error:
-        del sys.modules[name]
-        line = _line_in(error.__traceback__, str(path)) or getattr(error, "lineno", None)
-        raise UserError(
-            f"imports: {path}:{line or 1}: {type(error).__name__}: {error}; mend the file"
-        ) from error
-
-
-def _line_in(trace: types.TracebackType | None, file: str) -> int | None:
-    line = None
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == file:
-            line = trace.tb_lineno
-        trace = trace.tb_next
-    return line
+    imports.load_file(path)
 
 
 def get(kind: str, name: str) -> Entry:
@@ -357,7 +408,7 @@ def _by_path(kind: str, path: str) -> Entry:
         raise UserError(f"{kind} '{path}' can't be imported: {error}") from error
     if not isinstance(cls, type):
         raise UserError(f"{kind} '{path}' is not a class")
-    return _by_paths.setdefault((kind, path), Entry(kind, path, cls, _place(cls)))
+    return _by_paths.setdefault((kind, path), _entry(kind, path, cls))
 
 
 def names(kind: str) -> list[str]:

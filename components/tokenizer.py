@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 from pydantic import Field
 
-from components.registry import UserError, register
+from components.registry import RelativeTo, UserError, path_from, register
 
 if TYPE_CHECKING:
     import tokenizers
@@ -294,15 +294,22 @@ class HuggingFace(_Subwords):
     runs need no network.
     """
 
-    def __init__(self, *, path: str, end_of_text_token: str | None = None) -> None:
-        self.path = path
+    def __init__(
+        self,
+        *,
+        path: str,
+        end_of_text_token: str | None = None,
+        relative_to: Annotated[str, RelativeTo("path")] = "",
+    ) -> None:
+        local = path_from(relative_to, path)  # a hub's name is no file here
+        self.path = str(local) if local.exists() else path
         self.end_of_text_token = end_of_text_token
 
     @functools.cached_property
     def model(self) -> "tokenizers.Tokenizer":
         import tokenizers
 
-        path = Path(self.path).expanduser()
+        path = Path(self.path)
         try:
             if path.is_file():
                 model = tokenizers.Tokenizer.from_file(str(path))

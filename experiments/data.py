@@ -35,8 +35,9 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator
-from functools import cached_property, lru_cache
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -91,6 +92,17 @@ class Dataset:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
+        """The tokenizer that made the ids, from its files beside the shards.
+
+        Raises:
+            UserError: they have changed since.
+        """
+        for name, digest in self.meta.get("files", {}).items():
+            if _file_digest(self.folder / name) != digest:
+                raise UserError(
+                    f"{self.folder / name}: changed or gone since the text was prepared; remove "
+                    f"the folder {self.folder} and train again, which prepares it again"
+                )
         tokenizer: Tokenizer = build("tokenizer", self.meta["tokenizer"])
         tokenizer.load(self.folder)
         return tokenizer
@@ -178,6 +190,32 @@ def _epoch(seed: int, epoch: int, windows: int, seq_len: int) -> tuple[int, np.n
     return offset, np.argsort(draws.random_raw(windows), kind="stable")
 
 
+def recorded(cache: Path, known: Mapping[str, Any], who: str) -> Dataset:
+    """The prepared data that a run's provenance names (`known`, its `data`), whatever has become of
+    the text since: found by fingerprint, never prepared.
+
+    Args:
+        who: the run, for the message.
+
+    Raises:
+        UserError: it is not there any more.
+    """
+    fingerprint = known.get("fingerprint")
+    others = sorted(path.parent for path in cache.glob("*/meta.json"))
+    for folder in [cache / str(known.get("folder")), *others]:
+        if not _is_whole(folder):
+            continue
+        data = Dataset(folder)
+        files = data.meta.get("files"), known.get("files")
+        if data.fingerprint == fingerprint and (None in files or files[0] == files[1]):
+            return data
+    raise UserError(
+        f"{who}: its prepared data (fingerprint {fingerprint}) is not in {cache} any more, and "
+        "other data would give other numbers; put it back, or train the experiment again from the "
+        "same text, which prepares it"
+    )
+
+
 def load(folder: Path) -> Dataset:
     """Opens shards that `prepare` made; imports no torch and reads only meta.json.
 
@@ -210,16 +248,51 @@ def prepare(data: DataConfig, cache: Path, *, progress: bool = True) -> Dataset:
 
 
 def cache_key(data: DataConfig) -> str:
-    """Hash of everything that decides the shards; equal text in another place has the same."""
+    """Hash of everything that decides the shards, the code that reads, filters and tokenizes among
+    it; equal text in another place has the same."""
     decided = {
         "format": FORMAT,
         "corpus": [data.corpus.name, data.corpus.build().fingerprint()],
-        "filters": [spec.dump() for spec in data.filters],
-        "tokenizer": [data.tokenizer.dump(), data.tokenizer.build().fingerprint()],
+        "filters": [spec.dump(defaults=False) for spec in data.filters],
+        "tokenizer": [data.tokenizer.dump(defaults=False), data.tokenizer.build().fingerprint()],
         "split": [data.validation_fraction, data.split_seed],
+        "code": [code_of(spec) for spec in (data.corpus, *data.filters, data.tokenizer)],
     }
     text = json.dumps(decided, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
+
+
+def code_of(spec: Spec) -> str:
+    """A digest of the code behind a component, of this program too."""
+    entry = getattr(spec, "entry", None)  # None: a stand-in of a test, of no module
+    return (entry.code or _own_code(entry.cls.__module__)) if entry else ""
+
+
+@cache
+def _own_code(module: str) -> str:
+    """Of a module of components/ and those of the room that it uses, but for the registry."""
+    names, waiting = set(_ASIDE), [module]
+    digests = []
+    while waiting:
+        name = waiting.pop()
+        if name in names or not name.startswith("components.") or name not in sys.modules:
+            continue
+        names.add(name)
+        for member in vars(sys.modules[name]).values():
+            waiting.append(str(getattr(member, "__module__", getattr(member, "__name__", ""))))
+        digests.append((name, _file_digest(Path(str(sys.modules[name].__file__)))))
+    return hashlib.blake2b(repr(sorted(digests)).encode(), digest_size=8).hexdigest()
+
+
+_ASIDE = ("components.registry", "components.source", "components.imports")
+
+
+def _file_digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    except OSError:
+        return "none"
 
 
 def _prepare_alone(data: DataConfig, folder: Path, progress: bool) -> None:
@@ -241,6 +314,7 @@ def _write_shards(data: DataConfig, folder: Path, progress: bool) -> None:
     tokenizer: Tokenizer = data.tokenizer.build()
     tokenizer.train(lambda: (text for text, held_out in documents("learning") if not held_out))
     tokenizer.save(folder)
+    tokenizer_files = sorted(folder.iterdir())
 
     dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
     train = _Shard(folder / "train.bin", dtype)
@@ -267,6 +341,7 @@ def _write_shards(data: DataConfig, folder: Path, progress: bool) -> None:
     meta = {
         "format": FORMAT,
         "fingerprint": _combined(train, val, val_bytes, tokenizer.vocab_size),
+        "files": {path.name: _file_digest(path) for path in tokenizer_files},
         "vocab_size": tokenizer.vocab_size,
         "end_of_text": tokenizer.end_of_text,
         "dtype": dtype,

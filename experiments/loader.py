@@ -14,15 +14,26 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+import typing
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pydantic
 import yaml
 
-from components import registry
-from components.registry import Closed, Slot, UserError, did_you_mean, plain_value
+from components import imports, registry
+from components.registry import (
+    Closed,
+    RelativeTo,
+    Slot,
+    Spec,
+    UserError,
+    did_you_mean,
+    is_place,
+    path_from,
+    plain_value,
+)
 from experiments.schema import PRESETS, Experiment
 from experiments.yaml_text import (
     ConfigError,
@@ -36,13 +47,21 @@ from experiments.yaml_text import (
 )
 
 
-def load(name: str | Path, overrides: Iterable[str] = ()) -> Experiment:
+def load(
+    name: str | Path, overrides: Iterable[str] = (), moved: Mapping[str, str] | None = None
+) -> Experiment:
     """The experiment in a file, or of a preset's name, with `a.b=c` overrides.
+
+    Args:
+        moved: files under `imports:` -> where they are read instead.
 
     Raises:
         ConfigError: everything that is wrong with it, one line each.
     """
     located = compose(find(name, PRESETS, "experiment"))
+    files = located.data.get("imports")
+    if moved and isinstance(files, list):
+        located.data["imports"] = [moved.get(str(file), file) for file in files]
     load_imports(located)  # an override may go into a component that they hold
     apply_overrides(located, overrides)
     return validate(located)
@@ -54,7 +73,7 @@ def find(name: str | Path, presets: Path, what: str, folder: Path = Path()) -> P
     Raises:
         ConfigError: there is neither; suggests what there is.
     """
-    path, preset = folder / name, presets / f"{name}.yaml"
+    path, preset = path_from(str(folder), str(name)), presets / f"{name}.yaml"
     plain = Path(name).name == str(name)
     try:
         if path.is_file():
@@ -107,15 +126,15 @@ def find_base(base: str, folder: Path) -> Path:
 def resolve_imports(located: Located, folder: Path) -> None:
     """Makes `imports:` and `evaluation.include_path` absolute: both are relative to the file that
     holds them."""
-    imports, evaluation = located.data.get("imports"), located.data.get("evaluation")
+    files, evaluation = located.data.get("imports"), located.data.get("evaluation")
     places: list[tuple[Any, Any]] = []
-    if isinstance(imports, list):
-        places += [(imports, index) for index in range(len(imports))]
+    if isinstance(files, list):
+        places += [(files, index) for index in range(len(files))]
     if isinstance(evaluation, dict) and "include_path" in evaluation:
         places.append((evaluation, "include_path"))
     for holder, key in places:
         if isinstance(holder[key], str) and "\0" not in holder[key]:
-            holder[key] = str((folder / holder[key]).resolve())
+            holder[key] = str(path_from(str(folder), holder[key]).resolve())
 
 
 def merge_into(lower: Located, upper: Located) -> None:
@@ -165,9 +184,16 @@ def slot_kind(data: Any, path: Path_) -> str | None:
     """
     if path[:-1] == ("data", "filters"):
         return "filter"
-    parent = schema_at(data, path[:-1]) if path else None
-    info = parent.model_fields.get(str(path[-1])) if parent else None
-    return next((m.kind for m in info.metadata if isinstance(m, Slot)), None) if info else None
+    if not path:
+        return None
+    holder = path[:-1] if isinstance(path[-1], str) else path[:-2]
+    parent = schema_at(data, holder)
+    info = parent.model_fields.get(str(path[len(holder)])) if parent else None
+    if info is None:
+        return None
+    inside = [m for part in typing.get_args(info.annotation) for m in typing.get_args(part)[1:]]
+    markers = info.metadata if isinstance(path[-1], str) else inside
+    return next((m.kind for m in markers if isinstance(m, Slot)), None)
 
 
 def schema_at(data: Any, path: Path_) -> type[Closed] | None:
@@ -270,7 +296,7 @@ def validate(located: Located) -> Experiment:
     """
     load_imports(located)
     try:
-        text = json.dumps(located.data)
+        text = json.dumps(with_folders(located))
         experiment = Experiment.model_validate_json(text, strict=True)
     except pydantic.ValidationError as error:
         found = sorted(error.errors(), key=lambda e: located.mark(tuple(e["loc"])).order)
@@ -305,16 +331,37 @@ def load_imports(located: Located) -> None:
     Raises:
         ConfigError: those that don't import, each on its line.
     """
-    wrong = []
-    imports = located.data.get("imports")
-    for index, item in enumerate(imports if isinstance(imports, list) else []):
-        if isinstance(item, str):
-            try:
-                registry.load_file(Path(item))
-            except UserError as error:
-                wrong.append(f"{located.mark(('imports', index))}: {error}")
+    found = located.data.get("imports")
+    items = [item for item in found if isinstance(item, str)] if isinstance(found, list) else []
+    wrong = [
+        f"{located.mark(('imports', index))}: {error}"
+        for index, error in imports.use_files(map(Path, items))
+    ]
     if wrong:
         raise ConfigError(*wrong)
+
+
+def with_folders(located: Located) -> Any:
+    """The data in which every component that reads files knows the folder that they are relative
+    to: that of the file that names them, or the current one where the command line does."""
+    data = copy.deepcopy(located.data)
+
+    def fill(value: Any, path: Path_) -> None:
+        if not isinstance(value, dict | list):
+            return
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            fill(item, (*path, key))
+        schema = schema_at(data, path) if isinstance(value, dict) else None
+        for name, info in schema.model_fields.items() if schema else ():
+            for marker in info.metadata:
+                if isinstance(marker, RelativeTo) and marker.of in value:
+                    mark = located.mark((*path, marker.of))
+                    if name not in value or located.mark((*path, name)).source != mark.source:
+                        folder = Path(mark.source).parent if mark.line else Path()
+                        value[name] = str(folder.resolve())
+
+    fill(data, ())
+    return data
 
 
 def describe(located: Located, error: Any) -> str:
@@ -436,22 +483,51 @@ def dump(model: Closed, everything: bool) -> dict[str, Any]:
 
 def is_execution(info: pydantic.fields.FieldInfo) -> bool:
     """Whether a field is declared to be no part of a run's identity."""
-    return isinstance(info.json_schema_extra, Mapping) and "execution" in info.json_schema_extra
+    extra = info.json_schema_extra
+    return (isinstance(extra, Mapping) and "execution" in extra) or is_place(info)
 
 
 def run_id(experiment: Experiment, seed: int) -> str:
-    """A run's id, `hash-s<seed>`."""
+    """A run's id, `identity-s<seed>`."""
     return f"{identity(experiment)}-s{seed}"
 
 
 def identity(experiment: Experiment) -> str:
-    """The hash of the science that differs from the defaults.
+    """The hash of the science that differs from the defaults; after a `-` that of the code of
+    imported components, where it uses some.
 
     Two files that say the same are the same run; a new field with a default leaves every finished
     run valid. A changed default would give new meaning to an old id: `changed_defaults` tells.
     """
     text = json.dumps(dump(experiment, everything=False), sort_keys=True, separators=(",", ":"))
-    return hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
+    settings = hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
+    code = code_digest(experiment)
+    return settings if code is None else f"{settings}-{code}"
+
+
+def own_code(experiment: Experiment) -> dict[Path, str]:
+    """The files beyond this program that the experiment's components come from, and the digest of
+    each with the modules beside it: see `components.imports.used`."""
+    return imports.used([spec for _, spec in specs_of(experiment)], experiment.imports)
+
+
+def code_digest(experiment: Experiment) -> str | None:
+    """A hash of `own_code`, wherever the files lie; None where there is none."""
+    codes = sorted(set(own_code(experiment).values()))
+    if not codes:
+        return None
+    return hashlib.blake2b("/".join(codes).encode(), digest_size=4).hexdigest()
+
+
+def specs_of(model: Closed, path: str = "") -> Iterator[tuple[str, Spec]]:
+    """The components of an experiment or a section of it, with their dotted paths."""
+    for name, value in model:
+        if isinstance(value, Closed):
+            yield from specs_of(value, f"{path}{name}.")
+        elif isinstance(value, Spec):
+            yield f"{path}{name}", value
+        elif isinstance(value, tuple):
+            yield from ((f"{path}{name}", item) for item in value if isinstance(item, Spec))
 
 
 def changed_defaults(experiment: Experiment, stored: Mapping[str, Any]) -> list[str]:
@@ -468,6 +544,8 @@ def in_execution(dotted: str) -> bool:
     """Whether the field at a path, or a section that it is in, is declared execution."""
     model: type[Closed] | None = Experiment
     path: Path_ = ()
+    if dotted.endswith(".relative_to"):  # of a component
+        return True
     for key in dotted.split("."):
         info = model.model_fields.get(key) if model is not None else None
         if info is None:

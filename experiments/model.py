@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +14,10 @@ from torch import Tensor, nn
 from components.decoder import Decoder
 from components.linear_cross_entropy import linear_cross_entropy, losses_by_target
 from components.objective import CrossEntropy
-from experiments import checkpoint
-from experiments.data import Dataset, prepare
-from experiments.loader import load
-from experiments.record import Run, UserError
+from experiments import checkpoint, own_code, provenance
+from experiments.data import Dataset, recorded
+from experiments.loader import code_digest, load
+from experiments.record import Run, UserError, read_json
 from experiments.schema import Experiment
 
 
@@ -93,7 +96,33 @@ def load_trained(
 
 
 def open_run(run: Run, step: int | None = None) -> tuple[Trained, Dataset]:
-    """A run's model, as `load_trained`, and its data with the tokenizer, from its own records."""
-    experiment = load(run / "experiment.yaml")
-    data = prepare(experiment.data, run.root / "data", progress=sys.stderr.isatty())
+    """A run's model, as `load_trained`, and its data with the tokenizer, from its own records.
+
+    Its code, weights, tokenizer and shards are those that it was trained with, whatever has become
+    of the files under `imports:` and of the text since.
+
+    Raises:
+        UserError: one of them is not there any more, or is another; or as `load_trained`.
+    """
+    known = read_json(run / "provenance.json")
+    experiment = load(run / "experiment.yaml", moved=own_code.kept(run, known))
+    check_code(run, experiment, known)
+    data = recorded(run.root / "data", known.get("data") or {}, str(run.folder))
     return load_trained(run, experiment, data.vocab_size, step), data
+
+
+def check_code(run: Run, experiment: Experiment, known: Mapping[str, Any]) -> None:
+    """The components of its own that an opened experiment uses are those that it was trained with.
+
+    Raises:
+        UserError: they are not.
+    """
+    now, then = code_digest(experiment), known["attempts"][-1].get("imports")
+    if now is None or now == then:
+        return
+    before = None if "imports" in known else provenance.digest(map(Path, experiment.imports))
+    if before != then:  # as earlier versions wrote it
+        raise UserError(
+            f"{run.folder}: was trained with other code of {', '.join(experiment.imports)}, and "
+            "the copy of that is gone; put it back, or train the experiment again"
+        )

@@ -30,11 +30,11 @@ LARGEST_PATCH = 1 << 20  # characters
 
 
 def describe(
-    device: str, processes: int, sharding: str | None = None, imports: Iterable[str] = ()
+    device: str, processes: int, sharding: str | None = None, imports: str | None = None
 ) -> dict[str, Any]:
     """What an attempt at a run ran on and from; no variables of the environment but Slurm's ids.
 
-    `imports` are the experiment's own files of components.
+    `imports` is the digest of the experiment's own components, `loader.code_digest`.
     """
     import torch  # here, since `submit` asks only for `git`
 
@@ -44,7 +44,7 @@ def describe(
         **whereabouts(),
         **source(SOURCE),
         "source": code_digest(),
-        "imports": digest(map(Path, imports)) if imports else None,
+        "imports": imports,
         "python": platform.python_version(),
         "versions": {name: installed(name) for name in PACKAGES},
         "platform": platform.platform(),

@@ -1,6 +1,6 @@
 """The run directory: what a run leaves behind, and the only thing that tables are made from.
 
-    runs/<id>/
+    runs/<id>/              another attempt at it, on other text or asked for, is runs/<id>.2/
         experiment.yaml     the resolved experiment, every default filled in
         provenance.json     code, versions, hardware, data fingerprint, command; each attempt
         metrics.jsonl       what was measured, by step and tokens; byte-identical after a resume
@@ -205,6 +205,14 @@ def truncate(path: Path, size: int) -> None:
     os.truncate(path, size)
 
 
+def id_parts(id: str) -> tuple[str, str, int]:
+    """(identity, seed as written, number of the attempt from 1 on) of a run's id:
+    `<identity>-s<seed>`, and `.2` behind it for a second attempt beside the first."""
+    base, _, number = id.partition(".")
+    identity, _, seed = base.rpartition("-s")
+    return identity, seed, int(number) if number.isdecimal() else 1
+
+
 @dataclass(frozen=True)
 class Run:
     """One run's directory.
@@ -378,6 +386,8 @@ def find(root: Path, prefix: str) -> Run:
     if prefix in ids:
         return Run(root, prefix)
     found = [name for name in ids if name.startswith(prefix)] if prefix else []
+    if len({id_parts(name)[:2] for name in found}) == 1:  # attempts at one run: the newest
+        found = [max(found, key=lambda name: id_parts(name)[2])]
     if len(found) == 1:
         return Run(root, found[0])
     if found:

@@ -14,9 +14,9 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 
 from components.memory_cpu import hold_freed_memory
-from experiments import provenance
+from experiments import own_code, provenance
 from experiments.data import Dataset
-from experiments.loader import changed_defaults, to_yaml
+from experiments.loader import changed_defaults, code_digest, to_yaml
 from experiments.record import (
     SCHEMA,
     Run,
@@ -110,7 +110,7 @@ def begin(
     if before not in (None, data.fingerprint):
         raise UserError(
             f"{run.folder}: the data has changed since this run began (fingerprint {before}, "
-            f"now {data.fingerprint}); restore it, or use another --runs folder"
+            f"now {data.fingerprint}); restore it, or train from the start beside it: --redo"
         )
     threads = experiment.execution.threads
     if threads is None and known["attempts"]:  # the order of sums depends on it
@@ -118,8 +118,10 @@ def begin(
         torch.set_num_threads(min(first, os.cpu_count() or first))
     sharding = "fsdp2" if accelerator.is_fsdp2 else None
     processes = world(accelerator)
-    attempt = provenance.describe(str(accelerator.device), processes, sharding, experiment.imports)
+    own = code_digest(experiment)
+    attempt = provenance.describe(str(accelerator.device), processes, sharding, own)
     known |= {"seed": seed, "data": {**data.meta, "folder": data.folder.name}}
+    known["imports"] = own_code.copies(experiment.imports, run.root)
     known["attempts"] = [*known["attempts"], attempt]
     write_json(path, known)
     write_atomically(run / "experiment.yaml", to_yaml(experiment))

@@ -25,9 +25,9 @@ from torch import Tensor
 
 from components.decoder import count
 from components.dims import ResidualLinear
-from experiments import checkpoint, measure, provenance, scores, tracking
+from experiments import attempts, checkpoint, measure, provenance, scores, tracking
 from experiments.clock import Clock, peak_memory
-from experiments.data import Dataset, prepare
+from experiments.data import Dataset
 from experiments.evaluate import Subject, score
 from experiments.loader import run_id
 from experiments.measure import Measure, finite
@@ -67,10 +67,12 @@ def train(
     progress: Literal["bar", "log", "none"] = "log",
     sharding: Sharding = "ddp",
     stop: list[int] | None = None,
+    run: Run | None = None,
 ) -> dict[str, Any]:
     """Runs, or goes on with, the run of this experiment and seed; returns its result.
 
     Args:
+        run: which attempt at it; by default the one of the text as it is now (attempts.py).
         sharding: how several processes hold the model, see experiments/sharding.py.
         stop: numbers of the signals that the caller's own handlers have caught so far; by default
             SIGTERM and SIGINT are caught here.
@@ -80,7 +82,7 @@ def train(
         ScoringFailed: the run is done, but one of its tasks could not be scored.
         Interrupted: a signal came; the checkpoint of the last step is on disk.
     """
-    run = Run(root, run_id(experiment, seed))
+    run = run or attempts.Attempts(root).choose(experiment, run_id(experiment, seed))
     check_directory(run, experiment)
     mirror_to = tracking.place(experiment.tracking.model_dump())
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
@@ -89,7 +91,7 @@ def train(
         return read_json(run / "result.json")
     with contextlib.nullcontext(stop) if stop is not None else stop_signals() as caught:
         accelerator = start_accelerator(experiment, sharding)
-        data = prepare(experiment.data, root / "data", progress=progress == "bar")
+        data = attempts.data_for(run, experiment, progress=progress == "bar")
         t = experiment.training  # what the data can't give is said before anything is written
         data.batch(0, seed=seed, seq_len=t.seq_len, global_batch_size=t.global_batch_size)
         data.validation(experiment.evaluation.tokens, t.seq_len)

@@ -30,7 +30,7 @@ from components.decoder import Decoder
 from components.registry import UserError
 from experiments import data, loader
 from experiments.model import build
-from experiments.record import FINISHED, Run
+from experiments.record import FINISHED, Run, id_parts
 from experiments.schema import Experiment
 from experiments.trainer import key
 from sweeps import manifest, matching
@@ -86,7 +86,7 @@ def _rows(record: Mapping[str, Any], root: Path) -> list[_Row]:
     rows: dict[str, _Row] = {}
     for row in record["rows"]:
         first = next(iter(row["runs"].values()))
-        identity = first.rpartition("-s")[0]
+        identity = id_parts(first)[0]
         if row.get("tuned") or identity in rows:
             continue
         job = manifest.Job(first, 0, row["label"], row["experiment"])

@@ -5,9 +5,11 @@ worker or a retry needs neither the sweep file nor the base as they were. Readin
 
     {"schema": 1, "name", "file", "file_digest", "description", "baseline": label, "match", "tune",
      "overrides", "seeds": [0, 1], "tokens": budget of the baseline,
+     "text": {file that a corpus reads: [bytes, time, digest]},
      "rows": [{"label", "group", "changes", "differences": [as `plan` shows them], "parameters",
                "flops_per_token", "mismatch", "solved": {path: width}, "levels", "tuned",
-               "seeds": {seed: the row's own}, "runs": {seed: run id}, "experiment"}]}
+               "seeds": {seed: the row's own}, "runs": {seed: run id}, "experiment",
+               "code": {imported file that it uses: digest}}]}
 
 The baseline is the first row. Two rows may have a run in common. `runs` is keyed by the sweep's
 seeds in every row; where a row has seeds of its own, its `seeds` says which, and else is empty.
@@ -25,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.registry import UserError, did_you_mean
 from experiments import scores
-from experiments.record import Run, read_json, write_json
+from experiments.record import Run, id_parts, read_json, write_json
 from experiments.yaml_text import read
 
 if TYPE_CHECKING:
@@ -48,10 +50,16 @@ class Job:
     experiment: Mapping[str, Any]
 
 
-def build(sweep: Sweep, rows: Sequence[Sized]) -> dict[str, Any]:
-    """The manifest of a sweep whose variants are counted and matched."""
+def build(
+    sweep: Sweep, rows: Sequence[Sized], attempts: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """The manifest of a sweep whose variants are counted and matched.
+
+    `attempts`: the ids of its runs -> those of the attempts at them that stand for them now.
+    """
     from experiments import loader
     from experiments.yaml_text import shown
+    from sweeps import stale
     from sweeps.differences import differences
 
     return {
@@ -82,11 +90,16 @@ def build(sweep: Sweep, rows: Sequence[Sized]) -> dict[str, Any]:
                     str(seed): own
                     for seed, own in zip(sweep.seeds, row.variant.seeds, strict=False)
                 },
-                "runs": {str(seed): id for seed, id in sweep.runs(row.variant).items()},
+                "runs": {
+                    str(seed): (attempts or {}).get(id, id)
+                    for seed, id in sweep.runs(row.variant).items()
+                },
                 "experiment": loader.resolved(row.variant.experiment),
+                "code": stale.code_of(row.variant.experiment),
             }
             for row in rows
         ],
+        "text": stale.text_of([row.variant.experiment for row in rows]),
     }
 
 
@@ -156,6 +169,10 @@ def write(root: Path, data: Mapping[str, Any]) -> Path:
                 "give one of them another name: in its file"
             )
     write_json(path, dict(data))
+    for row in data["rows"]:
+        for id in row["runs"].values():
+            if id_parts(id)[2] > 1:  # another attempt: from now on it stands for the run
+                (root / id).mkdir(exist_ok=True)
     return path
 
 
@@ -268,6 +285,29 @@ def finished(root: Path, job: Job) -> bool:
     with contextlib.suppress(UserError):
         return not scores.lacking(Run(root, job.id), job.experiment.get("evaluation") or {})
     return True
+
+
+def check_id(job: Job, experiment: Experiment) -> None:
+    """A job's experiment must still be the one that its run is of.
+
+    Raises:
+        UserError: the code of its own components has changed, or this program has.
+    """
+    from experiments.loader import own_code, run_id
+
+    now, planned = run_id(experiment, job.seed), job.id.partition(".")[0]
+    if now == planned:
+        return
+    if now.partition("-")[0] == planned.partition("-")[0]:
+        files = ", ".join(map(str, own_code(experiment)))
+        raise UserError(
+            f"'{job.label}': {files} changed since the sweep was planned; put it back to go on, or "
+            "train with it as it is now: run.py sweep"
+        )
+    raise UserError(
+        f"'{job.label}': the manifest was written by another version of this program "
+        f"(run {job.id} would be {now} now); run the sweep again"
+    )
 
 
 def experiment(job: Job) -> Experiment:

@@ -177,7 +177,7 @@ def with_width(experiment: Experiment, path: str, width: int) -> Experiment:
     """The same experiment with one width set."""
     slot = path.split(".")[1]
     spec = experiment.model.specs[slot]
-    spec = Spec(spec.kind, spec.name, {**spec.params, "hidden": width})
+    spec = replace(spec, params={**spec.params, "hidden": width})
     model = experiment.model.model_copy(update={slot: spec})
     return experiment.model_copy(update={"model": model})
 

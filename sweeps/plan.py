@@ -12,16 +12,17 @@ import contextlib
 import json
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.registry import UserError
 from experiments import loader
+from experiments.attempts import Attempts
 from experiments.record import FINISHED, Run, all_ids, read_json
 from experiments.yaml_text import read, shown
-from sweeps import manifest, matching
+from sweeps import manifest, matching, stale
 from sweeps.design import Sweep, Variant, value_at
 from sweeps.differences import differences
 from sweeps.probe import Probes
@@ -58,6 +59,7 @@ class Plan:
         seconds: what the missing runs would take one after another, at the median speed of the
             runs finished below the same root; None if there are none.
         notes: what is to be known of the design, line by line: a fraction and its aliases.
+        stale: rows whose runs so far are of other code or text than now, a line each.
         manifest: what `manifest.write` writes.
     """
 
@@ -73,6 +75,7 @@ class Plan:
     seconds: float | None
     notes: tuple[str, ...]
     manifest: Mapping[str, Any]
+    stale: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """All but the manifest, as plain data."""
@@ -82,10 +85,13 @@ class Plan:
         return {"schema": 1, **plain}
 
 
-def plan(sweep: Sweep, root: Path, *, here: bool = True) -> Plan:
-    """The plan of a sweep whose runs lie below `root`. Writes nothing but probes of `match: time`.
+def plan(sweep: Sweep, root: Path, *, here: bool = True, redo: Collection[str] = ()) -> Plan:
+    """The plan of a sweep whose runs lie below `root`. Writes nothing but probes of `match: time`,
+    and prepared text where only that tells whether finished runs are of the text as it is now.
 
-    `here`: its runs will be carried out on this machine, so that their time can be measured on it.
+    Args:
+        here: its runs will be carried out on this machine, so that their time can be measured.
+        redo: ids of runs that are to be done again, as new attempts.
 
     Raises:
         UserError: a stored run was made with other defaults, or a record is damaged; the time of a
@@ -95,10 +101,16 @@ def plan(sweep: Sweep, root: Path, *, here: bool = True) -> Plan:
     sized = matching.sized(sweep, root / "data", Probes(root / "probes", measuring=here))
     rows, states, costs = [], {}, {}
     changed: list[str] = []
+    attempts = Attempts(root)
+    chosen: dict[str, str] = {}  # id -> that of the attempt
     for item in sized:
         variant = item.variant
         training = variant.experiment.training
-        runs = {seed: Run(root, id) for seed, id in sweep.runs(variant).items()}
+        runs: dict[int, Run] = {}
+        for seed, id in sweep.runs(variant).items():
+            if id not in chosen:
+                chosen[id] = attempts.choose(variant.experiment, id, redo=id in redo).id
+            runs[seed] = Run(root, chosen[id])
         for run in runs.values():
             if run.id not in states:
                 evaluation = variant.experiment.evaluation
@@ -138,7 +150,8 @@ def plan(sweep: Sweep, root: Path, *, here: bool = True) -> Plan:
         missing_flops=missing_flops,
         seconds=0.0 if not missing else seconds,
         notes=notes(sweep),
-        manifest=manifest.build(sweep, sized),
+        manifest=(record := manifest.build(sweep, sized, chosen)),
+        stale=tuple(stale.replaced(root, record)),
     )
 
 
@@ -293,7 +306,7 @@ def render(plan: Plan) -> RenderableType:
         counted.update(s for r in plan.rows if r.try_of == row.label for s in r.states.values())
         cells.append(Text(", ".join(f"{n} {state}" for state, n in counted.items())))
         table.add_row(*cells)
-    said = [*plan.notes, totals(plan)]
+    said = [*plan.notes, *plan.stale, totals(plan)]
     return Group(table, Text(), *map(Text, said))
 
 

@@ -2,7 +2,8 @@
 
     runs/code/<id>/                     run.py and the rooms' .py and .yaml files, as they were
         snapshot.json                   {"schema": 1, "id", "git": commit and patch, "time"}
-    runs/code/imports/<id>/<name>.py    a file under an experiment's `imports:`, as it was
+    runs/code/imports/<id>/<name>.py    a file under an experiment's `imports:`, as it was, and the
+                                        modules beside it that it imports (experiments/own_code.py)
 
 The id is a hash of names and contents, so that equal source is one folder. A job's environment puts
 that folder before all else where Python looks: edits made while it is queued do not reach it.
@@ -10,18 +11,15 @@ that folder before all else where Python looks: edits made while it is queued do
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import secrets
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from components.registry import UserError
+from experiments.own_code import check, copy_of, digest, keep
 from experiments.provenance import git
 from experiments.record import disk_error, read_json
 
@@ -70,22 +68,8 @@ def imports(
     """
     seen = {} if seen is None else seen
     paths = experiment.get("imports", ())
-    seen.update({path: kept(Path(path), root) for path in paths if path not in seen})
+    seen.update({path: str(copy_of(Path(path), root)) for path in paths if path not in seen})
     return {**experiment, "imports": [seen[path] for path in paths]}
-
-
-def kept(path: Path, root: Path) -> str:
-    """The path of a copy of one imported file, made unless there is one."""
-    try:
-        contents = {path.name: path.read_bytes()}
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"imports: {path}: can't be read: {reason}; put it back") from error
-    folder = root.resolve() / "code" / "imports" / digest(contents)
-    if not folder.exists():
-        keep(folder, contents)
-    check(folder, contents)
-    return str(folder / path.name)
 
 
 def environment(snapshot: Snapshot) -> dict[str, str]:
@@ -119,57 +103,3 @@ def read_source(folder: Path) -> dict[str, bytes]:
         except OSError as error:
             raise disk_error(error, file) from error
     return dict(sorted(contents.items()))
-
-
-def digest(contents: Mapping[str, bytes]) -> str:
-    """A hash of names and contents."""
-    whole = hashlib.blake2b(digest_size=6)
-    for name, content in contents.items():
-        whole.update(f"{name}\0{len(content)}\0".encode() + content)
-    return whole.hexdigest()
-
-
-def keep(target: Path, contents: Mapping[str, bytes]) -> None:
-    """Makes a folder of these files, whole or not at all; nobody edits them by mistake.
-
-    Where another process was quicker, what it has made stays: both are the same.
-
-    Raises:
-        UserError: the disk does not take it.
-    """
-    temporary = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
-    try:
-        for name, content in contents.items():
-            path = temporary / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-            path.chmod(path.stat().st_mode & 0o555)
-        temporary.rename(target)
-    except OSError as error:
-        if not target.is_dir():
-            raise disk_error(error, target) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def check(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """That kept files still hold what their folder is named after.
-
-    Raises:
-        UserError: they don't, or can't be read; says which.
-    """
-    changed = []
-    for name, content in contents.items():
-        try:
-            same = (folder / name).read_bytes() == content
-        except FileNotFoundError:
-            same = False
-        except OSError as error:
-            raise disk_error(error, folder / name) from error
-        changed += [] if same else [name]
-    if changed:
-        told = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if changed[3:] else "")
-        raise UserError(
-            f"{folder}: {told}: changed since it was kept for submitted runs; move this folder "
-            "away and do the same again"
-        )

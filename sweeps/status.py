@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from components.registry import UserError
 from experiments import scores
-from experiments.record import FINISHED, Run, all_ids, last_row, read_json, tail
-from sweeps import manifest, queue, scheduler, worker
+from experiments.record import FINISHED, Run, all_ids, id_parts, last_row, read_json, tail
+from sweeps import manifest, queue, scheduler, stale, worker
 from sweeps.queue import Place
 from sweeps.scheduler import Answer, Element, View
 
@@ -95,7 +95,7 @@ def all_status(root: Path, view: View | None = None) -> list[Row]:
             rows.setdefault(row.id, row)
     for id in ids:
         if id not in rows:
-            seed = id.rpartition("-s")[2]
+            seed = id_parts(id)[1]
             number = int(seed) if seed.isdecimal() else 0
             rows[id] = read(root, manifest.Job(id, number, "", {}), None, view)
     return list(rows.values())
@@ -356,6 +356,8 @@ def command(root: Path, name: str | None, *, as_json: bool = False, watch: bool 
     def shown(rows: Sequence[Row]) -> Table:
         return render(rows, f"{title or root}: {summary(rows)}")
 
+    for line in stale.lines(record) if record else ():
+        print(line, file=sys.stderr)
     for damage in manifest.all_of(root)[1] if record is None else ():
         print(f"passed over: {damage}", file=sys.stderr)
     rows = look()

@@ -53,17 +53,11 @@ class Settings:
 
 def train_run(job: manifest.Job, root: Path, **how: Any) -> None:
     """Trains a job's run to its end, or goes on with it; `how` is for `trainer.train`."""
-    from experiments.loader import run_id
-
     experiment = manifest.experiment(job)
-    if run_id(experiment, job.seed) != job.id:
-        raise UserError(
-            f"'{job.label}': the manifest was written by another version of this program "
-            f"(run {job.id} would be {run_id(experiment, job.seed)} now); run the sweep again"
-        )
+    manifest.check_id(job, experiment)
     from experiments.trainer import train
 
-    train(experiment, job.seed, root, progress="log", **how)
+    train(experiment, job.seed, root, progress="log", run=Run(root, job.id), **how)
 
 
 def work(
