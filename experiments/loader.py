@@ -347,11 +347,14 @@ def with_folders(located: Located) -> Any:
     data = copy.deepcopy(located.data)
 
     def fill(value: Any, path: Path_) -> None:
-        if not isinstance(value, dict | list):
+        if isinstance(value, list):
+            for index, item in enumerate(value):
+                fill(item, (*path, index))
+        if not isinstance(value, dict):
             return
-        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+        for key, item in value.items():
             fill(item, (*path, key))
-        schema = schema_at(data, path) if isinstance(value, dict) else None
+        schema = schema_at(data, path)
         for name, info in schema.model_fields.items() if schema else ():
             for marker in info.metadata:
                 if isinstance(marker, RelativeTo) and marker.of in value:
