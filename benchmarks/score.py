@@ -309,7 +309,7 @@ def main() -> None:
         cells = [name, str(row["requests"]), theirs, *(ratio(row, key) for key in ours)]
         print("|", " | ".join(cells), "|", flush=True)
     if args.json:
-        args.json.write_text(json.dumps(rows, indent=1))
+        args.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -52,14 +52,15 @@ def write_tasks(folder: Path, items: int) -> None:
             some = [words[(31 * i + k) % len(words)] for k in range(20)]
             rows.append({"text": " ".join(some[:12]), "ends": [" ".join(some[12:16]), some[17]]})
         data = folder / f"{name}.jsonl"
-        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         metric = METRICS.get(name, "acc")
         aggregation = metric if metric == "bits_per_byte" else "mean"
         (folder / f"{name}.yaml").write_text(
             f"task: overhead_{name}\ndataset_path: json\ntest_split: test\n"
             f"dataset_kwargs: {{data_files: {{test: {data}}}}}\n{KINDS[name]}"
             f"metric_list: [{{metric: {metric}, aggregation: {aggregation}, "
-            "higher_is_better: true}]\nmetadata: {version: 1}\n"
+            "higher_is_better: true}]\nmetadata: {version: 1}\n",
+            encoding="utf-8",
         )
 
 
@@ -131,6 +132,7 @@ def main() -> None:
             done = subprocess.run(
                 command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                 check=True, text=True,
+                encoding="utf-8",
             )  # fmt: skip
             said = json.loads(done.stdout.splitlines()[-1])
             return said["seconds"], said["results"]

@@ -103,12 +103,12 @@ def write_sweep(here: Path, rows: int, seeds: int) -> None:
     for name, content in (
         ("base", base), ("many", {**sweep, "max_runs": rows * seeds}), ("cluster", cluster),
     ):  # fmt: skip
-        (here / f"{name}.yaml").write_text(json.dumps(content))
+        (here / f"{name}.yaml").write_text(json.dumps(content), encoding="utf-8")
 
 
 def finish(root: Path) -> None:
     """Results as runs write them, for what only reads."""
-    record = json.loads((root / "sweeps" / "many.json").read_text())
+    record = json.loads((root / "sweeps" / "many.json").read_text(encoding="utf-8"))
     for row in record["rows"]:
         for seed, run in row["runs"].items():
             (root / run).mkdir()
@@ -117,8 +117,8 @@ def finish(root: Path) -> None:
                 "tokens": 25600, "train/loss": 3.0, "val/loss": 3.0 + int(seed) / 100,
                 "val/bpb": 4.0, "tokens_per_s": 1e4, "seconds": 2.0, "flops_per_token": 2e5,
             }  # fmt: skip
-            (root / run / "result.json").write_text(json.dumps(result))
-            (root / run / "experiment.yaml").write_text("model: {}\n")
+            (root / run / "result.json").write_text(json.dumps(result), encoding="utf-8")
+            (root / run / "experiment.yaml").write_text("model: {}\n", encoding="utf-8")
 
 
 def array(folder: Path, count: int, env: dict[str, str]) -> None:

@@ -93,7 +93,7 @@ def make_run(folder: Path, seed: int, index: int, settings: dict[str, object]) -
             metrics.append({**at, "val/loss": loss, "val/bpb": loss / 2})
     record.append_rows(folder / "metrics.jsonl", *metrics)
     record.append_rows(folder / "timing.jsonl", *timing)
-    (folder / "experiment.yaml").write_text(json.dumps(settings, indent=1))
+    (folder / "experiment.yaml").write_text(json.dumps(settings, indent=1), encoding="utf-8")
     result = {
         "schema": 1,
         "id": folder.name,

@@ -99,7 +99,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, WandbServer(Path(folder) / "server") as server:
         here = Path(folder)
         text = EXPERIMENT.replace("TOKENS", str(options.steps * 64 * 8))
-        (here / "experiment.yaml").write_text(text)
+        (here / "experiment.yaml").write_text(text, encoding="utf-8")
         found: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
         for turn in range(-1, options.rounds):  # the first fills caches and is not counted
             for number, (name, (who, mode, there)) in enumerate(CONTENDERS.items()):
@@ -109,7 +109,9 @@ def main() -> None:
                 seed = str((turn + 1) * len(CONTENDERS) + number)
                 words = [sys.executable, __file__, "--contend", who, folder, seed]
                 env = {**server.env, "WANDB_MODE": mode, "OMP_NUM_THREADS": "1"}
-                done = subprocess.run(words, env=env, capture_output=True, text=True, check=True)
+                done = subprocess.run(
+                    words, env=env, capture_output=True, text=True, check=True, encoding="utf-8"
+                )
                 if turn >= 0:
                     found[name].append(json.loads(done.stdout.splitlines()[-1]))
         report(found, options)

@@ -244,20 +244,24 @@ def peak_memory(name: str, shape: str, precision: str) -> float:
     """Mebibytes at the peak of three steps, in a process of its own."""
     words = [sys.executable, __file__, "--memory-of", name, "--shape", shape]
     done = subprocess.run(
-        [*words, "--precision", precision], capture_output=True, text=True, check=True
+        [*words, "--precision", precision],
+        capture_output=True,
+        text=True,
+        check=True,
+        encoding="utf-8",
     )
     return float(done.stdout.split()[-1])
 
 
 def print_peak(name: str, shape: Shape, precision: str) -> None:
     def status(key: str) -> float:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return next(int(x.split()[1]) / 1024 for x in lines if x.startswith(f"{key}:"))
 
     with tempfile.TemporaryDirectory() as folder:
         warm = Shape(1, 32, 1, 32, 65, 1)  # imports and one step, so that only the model counts
         contender(name, warm, precision, Path(folder) / "warm")()
-        Path("/proc/self/clear_refs").write_text("5")  # Linux forgets the peak so far
+        Path("/proc/self/clear_refs").write_bytes(b"5")  # Linux forgets the peak so far
         before = status("VmRSS")
         step = contender(name, shape, precision, Path(folder) / "real")
         for _ in range(3):
@@ -321,7 +325,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, {args.threads} thread(s), {args.turns} turns")
     rows = [row for key in shapes for p in precisions for row in report(key, p, args)]
     if args.json:
-        args.json.write_text(json.dumps(rows, indent=1))
+        args.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -116,10 +116,10 @@ class Characters(Tokenizer):
 
     def save(self, folder: Path) -> None:
         characters = "".join(map(chr, self._codes()))
-        (folder / "characters.json").write_text(json.dumps(characters))
+        (folder / "characters.json").write_text(json.dumps(characters), encoding="utf-8")
 
     def load(self, folder: Path) -> None:
-        characters = json.loads((folder / "characters.json").read_text())
+        characters = json.loads((folder / "characters.json").read_text(encoding="utf-8"))
         self.codes = _code_points(characters)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -170,12 +170,13 @@ class _Subwords(Tokenizer):
         self.__dict__.pop("_byte_table", None)
 
     def save(self, folder: Path) -> None:
-        (folder / "tokenizer.json").write_text(self.model.to_str())
+        (folder / "tokenizer.json").write_text(self.model.to_str(), encoding="utf-8")
 
     def load(self, folder: Path) -> None:
         import tokenizers
 
-        self._adopt(tokenizers.Tokenizer.from_str((folder / "tokenizer.json").read_text()))
+        model = (folder / "tokenizer.json").read_text(encoding="utf-8")
+        self._adopt(tokenizers.Tokenizer.from_str(model))
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         # The _fast variant leaves out the character offsets and with them half of the memory.
@@ -312,7 +313,7 @@ class HuggingFace(_Subwords):
         path = Path(self.path)
         try:
             if path.is_file():
-                model = tokenizers.Tokenizer.from_file(str(path))
+                model = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
             elif path.is_dir():
                 model = _from_folder(path)
             else:
@@ -334,7 +335,8 @@ class HuggingFace(_Subwords):
     def _end_token(self, model: "tokenizers.Tokenizer", path: Path) -> str:
         wanted = self.end_of_text_token
         if wanted is None and (path / "tokenizer_config.json").is_file():
-            token = json.loads((path / "tokenizer_config.json").read_text()).get("eos_token")
+            settings = (path / "tokenizer_config.json").read_text(encoding="utf-8")
+            token = json.loads(settings).get("eos_token")
             wanted = token.get("content") if isinstance(token, dict) else token
         for token in [wanted] if wanted else _END_NAMES:
             if model.token_to_id(token) is not None:
@@ -366,19 +368,21 @@ class HuggingFace(_Subwords):
 
     def save(self, folder: Path) -> None:
         super().save(folder)
-        (folder / "end_of_text.json").write_text(json.dumps(self.end_of_text_token))
+        end = json.dumps(self.end_of_text_token)
+        (folder / "end_of_text.json").write_text(end, encoding="utf-8")
 
     def load(self, folder: Path) -> None:
         super().load(folder)
-        self.end_of_text_token = json.loads((folder / "end_of_text.json").read_text())
+        end = (folder / "end_of_text.json").read_text(encoding="utf-8")
+        self.end_of_text_token = json.loads(end)
 
 
 def _from_folder(folder: Path) -> "tokenizers.Tokenizer":
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers
 
-    if (folder / "tokenizer.json").is_file():
-        return tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    if (whole := folder / "tokenizer.json").is_file():
+        return tokenizers.Tokenizer.from_str(whole.read_text(encoding="utf-8"))
     for vocab, merges in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
         if (folder / vocab).is_file() and (folder / merges).is_file():
             model = tokenizers.Tokenizer(

@@ -360,7 +360,7 @@ def _write_shards(data: DataConfig, folder: Path, progress: bool) -> None:
             **{name: importlib.metadata.version(name) for name in ("numpy", "tokenizers")},
         },
     }
-    (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
+    (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
 
 
 def _documents(data: DataConfig, progress: bool) -> Callable[[str], Iterator[tuple[str, bool]]]:
@@ -458,7 +458,7 @@ def _combined(train: _Shard, val: _Shard, val_bytes: _Shard, vocab_size: int) ->
 
 def _read_meta(folder: Path) -> dict[str, Any]:
     try:
-        meta = json.loads((folder / "meta.json").read_text())
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         sizes = {"uint16": 2, "uint32": 4}
         counts, item = meta["counts"], sizes[meta["dtype"]]
         for name, tokens, width in (

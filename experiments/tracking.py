@@ -224,7 +224,12 @@ def bring_table(root: Path, sweep: str) -> str:
     words = [sys.executable, "-P", "-m", "analysis.wandb_summary", str(root), sweep]
     try:
         done = subprocess.run(
-            words, env=environment(), capture_output=True, text=True, timeout=TABLE_SECONDS
+            words,
+            env=environment(),
+            capture_output=True,
+            timeout=TABLE_SECONDS,
+            encoding="utf-8",
+            errors="replace",
         )
     except subprocess.TimeoutExpired:
         return f"wandb: no table: no answer within {TABLE_SECONDS:.0f} s"

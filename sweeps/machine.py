@@ -55,7 +55,7 @@ def usable_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):
-        share, period = quota.read_text().split()[:2]
+        share, period = quota.read_text(encoding="utf-8").split()[:2]
         cores = min(cores, max(1, int(share) // int(period)))  # "max" is no number: no limit
     return cores
 
@@ -68,7 +68,13 @@ def visible_gpus() -> list[str]:
         return [] if words[0] in ("", "-1") else [word for word in words if word]
     if shutil.which("nvidia-smi"):
         with contextlib.suppress(OSError, subprocess.SubprocessError):
-            done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
+            done = subprocess.run(
+                ["nvidia-smi", "-L"],
+                capture_output=True,
+                timeout=30,
+                encoding="utf-8",
+                errors="replace",
+            )
             found = [line for line in done.stdout.splitlines() if line.startswith("GPU ")]
             return [str(i) for i in range(len(found))]
     return [str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]

@@ -128,7 +128,7 @@ def call(*words: str, text: str | None = None) -> subprocess.CompletedProcess[st
     try:
         done = subprocess.run(
             words, input=text, capture_output=True, text=True, timeout=ANSWER_SECONDS,
-            errors="replace", env=env,
+            encoding="utf-8", errors="replace", env=env,
         )  # fmt: skip
     except FileNotFoundError as error:
         raise NotInstalled(f"no {words[0]} here: this needs a login node of a Slurm") from error

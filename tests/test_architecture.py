@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import os
 import subprocess
@@ -95,6 +96,38 @@ def test_what_only_reads_the_record_needs_no_torch(words: tuple[str, ...], tmp_p
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+def test_text_is_read_and_written_as_utf8() -> None:
+    rooms = [ROOT / room for room in (*MAY_IMPORT, "benchmarks")]
+    wrong = [
+        f"{path.relative_to(ROOT)}:{call.lineno}"
+        for path in [ROOT / "run.py", *itertools.chain(*(room.rglob("*.py") for room in rooms))]
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call) and depends_on_the_locale(call)
+    ]
+    assert not wrong, f"no encoding is given at {wrong}"
+
+
+def depends_on_the_locale(call: ast.Call) -> bool:
+    """Whether a call opens text, or reads that of another program, without naming its encoding."""
+    named = {word.arg: word.value for word in call.keywords}
+    if "encoding" in named:
+        return False
+    if any(ast.unparse(named.get(key, call)) == "True" for key in ("text", "universal_newlines")):
+        return True
+    function = ast.unparse(call.func)
+    words = [*call.args, *named.values()]
+    constants = [word.value for word in words if isinstance(word, ast.Constant)]
+    modes = [mode for mode in constants if isinstance(mode, str) and {*mode} <= {*"rwxab+t"}]
+    match function.rpartition(".")[2]:
+        case "read_text" | "write_text":
+            return "utf-8" not in constants
+        case "open" | "fdopen":
+            return function not in ("os.open", "gzip.open") and not any("b" in m for m in modes)
+        case "NamedTemporaryFile" | "TemporaryFile":  # of bytes, where no mode is given
+            return bool(words)
+    return False
 
 
 def write_sweep(root: Path) -> None:
