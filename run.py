@@ -11,6 +11,7 @@ import errno
 import functools
 import io
 import json
+import locale
 import os
 import shlex
 import signal
@@ -1337,6 +1338,20 @@ def usage(error: click.ClickException) -> str:
     return f"{message[:1].lower()}{message[1:].removesuffix('.')} (see: {command} --help)"
 
 
+def program() -> None:
+    """What the shell starts: `main`, in Python's UTF-8 mode whatever the locale.
+
+    Text files name their encoding; file names, arguments and what libraries open follow the
+    locale, and would be other text under Latin-1. Python 3.15 starts in this mode (PEP 686).
+    """
+    encodings = {sys.getfilesystemencoding().lower(), locale.getencoding().lower()}
+    again = os.environ.get("PYTHONUTF8") != "1"  # once: python -E or -X utf8=0 overrules it
+    if not sys.flags.utf8_mode and encodings != {"utf-8"} and sys.executable and again:
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    main()
+
+
 def main() -> None:
     """Runs the command; every mistake a person can make is one line and exit code 2."""
     from experiments.record import Interrupted, UserError
@@ -1376,4 +1391,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    program()
