@@ -9,13 +9,13 @@ that a copy of the files elsewhere finds the same cached shards.
 
 import ast
 import functools
-import glob
 import hashlib
 import importlib
 import inspect
 import math
 import os
 import re
+import shutil
 import sys
 import sysconfig
 import warnings
@@ -50,7 +50,7 @@ class Corpus:
         raise NotImplementedError
 
     def sources(self) -> dict[Path, str]:
-        """The local files that it reads and the digest of each, `file_digest`; empty where it reads
+        """The local files that it reads and the digest of each, `text_files.digest`; empty where it reads
         none. What `status` and `table` say of changed text goes by them."""
         return {}
 
@@ -186,14 +186,20 @@ def _inspected(owner: Any, prefix: str = "") -> Iterator[tuple[str, str | None]]
 
 @register("corpus", "text")
 class Text(Corpus):
-    """Local files: .txt, .md, .html, .jsonl or .parquet, each also as .gz or .zst.
+    """Local files: .txt, .md, .html (.htm), .jsonl or .parquet, each also as .gz or .zst.
 
-    `files` are paths or globs (`**` too), relative to the file that names them, read in the order
-    written, a glob's matches sorted. A .jsonl line or .parquet row is a document, its text in
-    `column`; an .html file is one, its tags, scripts and styles taken out. A .txt or .md file is
-    cut at `separator` where one is given (`"<|endoftext|>"`, or `"\\n"` for a document a line),
-    otherwise it is one document, or, where longer than `document_bytes`, pieces of about that
-    size cut at line ends. Text is UTF-8 and otherwise kept as it is.
+    `files` are paths or patterns, relative to the file that names them, read in the order written,
+    a pattern's matches sorted by name, each file once. A path that exists is that file, whatever signs its name holds; otherwise `*`,
+    `?` and `[...]` match within a name, `**` any folders, none of them names that begin with a dot.
+
+    A .jsonl line or .parquet row is a document, its text in `column`; an .html page is one: what a
+    browser shows of it. A .txt or .md file is cut at `separator` where one is given
+    (`"<|endoftext|>"`, or `"\\n"` for a document a line), otherwise it is one document, or, where
+    longer than `document_bytes`, pieces of about that size cut at line ends. Text is UTF-8 and
+    otherwise kept as it is; a byte-order mark at the start of a file or column is none of it.
+
+    Memory: a document is held whole, its tokens are not (see `experiments/data.py`). One of more
+    than 1 GiB, or a page of more than 64 MiB, is refused.
     """
 
     def __init__(
@@ -208,6 +214,7 @@ class Text(Corpus):
         self.relative_to = relative_to
         self.files = (files,) if isinstance(files, str) else tuple(files)
         self.cutting = text_files.Cutting(column, separator, document_bytes)
+        self.warned = False
 
     def paths(self) -> list[Path]:
         """The files, each once.
@@ -215,50 +222,51 @@ class Text(Corpus):
         Raises:
             UserError: a pattern matches nothing, or a file's ending isn't one that can be read.
         """
-        found: dict[Path, None] = {}
+        found: dict[str, Path] = {}
         for pattern in self.files:
             pattern = str(path_from(self.relative_to, pattern))
-            matches = map(Path, sorted(glob.glob(pattern, recursive=True)))  # noqa: PTH207
-            files = [match for match in matches if match.is_file()]
+            files = text_files.find(pattern)
             if not files:
-                folder = Path(pattern).is_dir()
+                folder = Path(pattern).expanduser().is_dir()
                 hint = f"it is a folder: write '{pattern}/*.txt'" if folder else "check the path"
                 raise UserError(f"corpus.files: no file matches '{pattern}'; {hint}")
-            found.update(dict.fromkeys(files))
-        for path in found:
+            for file in files:
+                found.setdefault(os.path.realpath(file), file)
+        for path in found.values():
             if text_files.ending(path) not in text_files.READERS:
                 raise UserError(
                     f"corpus.files: {path}: can't read this kind of file "
                     f"(known: {', '.join(text_files.READERS)}, each also .gz or .zst)"
                 )
-        return list(found)
+        return list(found.values())
 
     def documents(self) -> Iterator[str]:
-        for path in self.paths():
+        unseparated, paths = self.cutting.unseparated, self.paths()
+        unseparated.clear()
+        for path in paths:
             yield from text_files.read(path, self.cutting)
+        if unseparated and not self.warned:
+            self.warned = True
+            print(
+                f"warning: corpus.separator {self.cutting.separator!r} does not occur in "
+                f"{unseparated[0]} ({len(unseparated)} of {len(paths)} files); "
+                "each of these is one document",
+                file=sys.stderr,
+            )
 
     def sources(self) -> dict[Path, str]:
-        return {path: file_digest(path) for path in self.paths()}
+        return {path: text_files.digest(path) for path in self.paths()}
 
     def fingerprint(self) -> str:
-        contents = [
-            (text_files.ending(path), path.suffix.lower(), digest)
-            for path, digest in self.sources().items()
-        ]
+        contents = []
+        for path, digest in self.sources().items():
+            kind = text_files.ending(path)
+            kind = _HTML if kind in (".html", ".htm") else kind
+            contents.append((kind, path.suffix.lower(), digest))
         return _digest("text", self.cutting, contents)
 
 
-def file_digest(path: Path) -> str:
-    """Hash of a file's bytes, about 1 s for each GB; remembered while the file stays the same."""
-    status = path.stat()
-    return _file_digest(path.resolve(), status.st_size, status.st_mtime_ns)
-
-
-@functools.cache
-def _file_digest(path: Path, size: int, mtime_ns: int) -> str:
-    """Hash of a file's bytes, about 1 s for each GB; remembered while size and time stay."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "blake2b").hexdigest()
+_HTML = ".html by lexbor, 1"  # to be raised when pages would give other text
 
 
 # ── made, not written ──────────────────────────────────────────────────────────────────────────
@@ -435,7 +443,8 @@ class HuggingFace(Corpus):
 
     `path`, `config`, `split` and `revision` are those of `datasets.load_dataset`; the text is in
     `column`. With `streaming` nothing is stored and each pass reads over the network. The
-    fingerprint is the hub's commit, or for a local folder a hash of its files.
+    fingerprint is the hub's commit, or for a local folder a hash of its files, hidden ones left
+    out. Of a local folder `datasets` keeps a copy in its cache, one for each content.
     """
 
     def __init__(
@@ -461,13 +470,23 @@ class HuggingFace(Corpus):
         with self._explained():
             import datasets
 
+            cache = None
+            if folder := self._folder():
+                # datasets itself knows a file by its time, which need not change with it
+                contents = self._contents(folder)
+                caches = Path(datasets.config.HF_DATASETS_CACHE)
+                cache = str(caches / f"ceteris-{_digest(contents)}")
             rows = datasets.load_dataset(
-                self.path,
+                str(folder or self.path),
                 self.config,
                 split=self.split,
                 revision=self.revision,
                 streaming=self.streaming,
+                cache_dir=cache or None,
             )
+            if folder and self._contents(folder) != contents:
+                shutil.rmtree(cache, ignore_errors=True)
+                raise UserError(f"corpus.path: {folder} changed while it was read; start again")
             if rows.column_names is not None:  # a stream may not know before it is read
                 text_files.check_column(self.column, rows.column_names, f"data set '{self.path}'")
                 rows = rows.select_columns(self.column)
@@ -477,25 +496,32 @@ class HuggingFace(Corpus):
                 yield text_files.string(row[self.column], self.column, place)
 
     def sources(self) -> dict[Path, str]:
-        found = sorted(file for file in Path(self.path).rglob("*") if file.is_file())
-        return {file: file_digest(file) for file in found}
+        folder = self._folder()
+        return {folder / name: digest for name, digest in self._contents(folder)} if folder else {}
 
     def fingerprint(self) -> str:
         with self._explained():
             content: Any
-            if (folder := Path(self.path)).exists():
-                content = [
-                    (file.relative_to(folder).as_posix(), digest)
-                    for file, digest in self.sources().items()
-                ]
+            if folder := self._folder():
+                content = self._contents(folder)
             else:
-                import datasets
-
-                # The hub's commit; from the local cache when offline.
-                content = datasets.load_dataset_builder(
-                    self.path, self.config, revision=self.revision
-                ).hash
+                content = _hub_hash(self.path, self.config, self.revision)
             return _digest("huggingface", self.config, self.split, self.column, content)
+
+    def _folder(self) -> Path | None:
+        """The local folder, where the path names one."""
+        folder = Path(self.path).expanduser()
+        return folder if folder.is_dir() else None
+
+    @staticmethod
+    def _contents(folder: Path) -> list[tuple[str, str]]:
+        """(path, hash) of each file that `datasets` would look at."""
+        files = [file.relative_to(folder) for file in text_files.find(f"{folder}/**")]
+        return [
+            (file.as_posix(), text_files.digest(folder / file))
+            for file in files
+            if file.suffix != ".lock" and not any(part.startswith("__") for part in file.parts)
+        ]
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -509,3 +535,11 @@ class HuggingFace(Corpus):
                 f"corpus.path: can't load data set '{self.path}' ({reason}); check the name, "
                 "config and split, or fetch it once where there is a network"
             ) from error
+
+
+@functools.cache
+def _hub_hash(path: str, config: str | None, revision: str | None) -> str:
+    """The hub's commit; from the local cache when offline. Asked for once."""
+    import datasets
+
+    return datasets.load_dataset_builder(path, config, revision=revision).hash

@@ -78,9 +78,9 @@ def _differs(path: str, known: list[Any]) -> bool:
         return False
     if [status.st_size, status.st_mtime_ns] == known[:2]:
         return False
-    from components.corpus import file_digest
+    from components.text_files import digest
 
-    return file_digest(Path(path)) != known[2]
+    return digest(Path(path)) != known[2]
 
 
 def replaced(root: Path, record: Mapping[str, Any]) -> Iterator[str]:
