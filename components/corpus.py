@@ -50,8 +50,8 @@ class Corpus:
         raise NotImplementedError
 
     def sources(self) -> dict[Path, str]:
-        """The local files that it reads and the digest of each, `text_files.digest`; empty where it reads
-        none. What `status` and `table` say of changed text goes by them."""
+        """The local files that it reads and the digest of each, `text_files.digest`; empty where
+        it reads none. What `status` and `table` say of changed text goes by them."""
         return {}
 
     surprisal: Callable[[str], list[float]] | None = None
@@ -189,8 +189,9 @@ class Text(Corpus):
     """Local files: .txt, .md, .html (.htm), .jsonl or .parquet, each also as .gz or .zst.
 
     `files` are paths or patterns, relative to the file that names them, read in the order written,
-    a pattern's matches sorted by name, each file once. A path that exists is that file, whatever signs its name holds; otherwise `*`,
-    `?` and `[...]` match within a name, `**` any folders, none of them names that begin with a dot.
+    a pattern's matches sorted by name, each file once. A path that exists is that file, whatever
+    signs its name holds; otherwise `*`, `?` and `[...]` match within a name, `**` any folders, none
+    of them names that begin with a dot.
 
     A .jsonl line or .parquet row is a document, its text in `column`; an .html page is one: what a
     browser shows of it. A .txt or .md file is cut at `separator` where one is given

@@ -10,7 +10,6 @@ the text's length in UTF-8.
 
 import functools
 import hashlib
-import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 from pydantic import Field
 
+from components.pieces import PIECE, pieces
 from components.registry import RelativeTo, UserError, path_from, register
 
 if TYPE_CHECKING:
@@ -266,19 +266,28 @@ def _sample(documents: Iterator[str], limit: int, piece: int = 1 << 16) -> Itera
     """About the first `limit` bytes, in pieces: the trainer buffers 256 of what it is given."""
     taken = 0
     for document in documents:
-        lines: list[str] = []
-        size = 0
-        for line in itertools.chain(document.splitlines(keepends=True), [None]):
-            if lines and (line is None or size + len(line) > piece):
-                text = "".join(lines)
-                yield text
-                taken += len(text.encode())
-                if taken >= limit:
-                    return
-                lines, size = [], 0
-            if line is not None:
-                lines.append(line)
-                size += len(line)
+        long = len(document) > PIECE  # where lines may be as long as the document
+        for text in (
+            (text for _, text in pieces(document, piece)) if long else _lines(document, piece)
+        ):
+            yield text
+            taken += len(text.encode())
+            if taken >= limit:
+                return
+
+
+def _lines(document: str, size: int) -> Iterator[str]:
+    """A document's lines, as many together as have `size` characters."""
+    lines: list[str] = []
+    taken = 0
+    for line in document.splitlines(keepends=True):
+        if lines and taken + len(line) > size:
+            yield "".join(lines)
+            lines, taken = [], 0
+        lines.append(line)
+        taken += len(line)
+    if lines:
+        yield "".join(lines)
 
 
 _END_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<|im_end|>", "[SEP]")
@@ -313,7 +322,7 @@ class HuggingFace(_Subwords):
         path = Path(self.path)
         try:
             if path.is_file():
-                model = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+                model = _from_json(path)
             elif path.is_dir():
                 model = _from_folder(path)
             else:
@@ -334,10 +343,12 @@ class HuggingFace(_Subwords):
 
     def _end_token(self, model: "tokenizers.Tokenizer", path: Path) -> str:
         wanted = self.end_of_text_token
-        if wanted is None and (path / "tokenizer_config.json").is_file():
-            settings = (path / "tokenizer_config.json").read_text(encoding="utf-8")
-            token = json.loads(settings).get("eos_token")
-            wanted = token.get("content") if isinstance(token, dict) else token
+        if wanted is None and (settings := path / "tokenizer_config.json").is_file():
+            try:
+                token = json.loads(settings.read_text(encoding="utf-8-sig")).get("eos_token")
+                wanted = token and str(token.get("content") if isinstance(token, dict) else token)
+            except (ValueError, AttributeError, OSError) as error:
+                raise UserError(f"tokenizer.path: {settings}: not read ({error})") from None
         for token in [wanted] if wanted else _END_NAMES:
             if model.token_to_id(token) is not None:
                 return token
@@ -377,12 +388,18 @@ class HuggingFace(_Subwords):
         self.end_of_text_token = json.loads(end)
 
 
+def _from_json(path: Path) -> "tokenizers.Tokenizer":
+    import tokenizers
+
+    return tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8-sig"))
+
+
 def _from_folder(folder: Path) -> "tokenizers.Tokenizer":
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers
 
-    if (whole := folder / "tokenizer.json").is_file():
-        return tokenizers.Tokenizer.from_str(whole.read_text(encoding="utf-8"))
+    if (folder / "tokenizer.json").is_file():
+        return _from_json(folder / "tokenizer.json")
     for vocab, merges in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
         if (folder / vocab).is_file() and (folder / merges).is_file():
             model = tokenizers.Tokenizer(

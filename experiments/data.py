@@ -23,6 +23,10 @@ as a number in [0, 1), is below `validation_fraction`. Equal documents are so al
     order of epochs    2 0 3 1 | 1 3 0 2 | …
     batches of three   [2 0 3] [1 1 3] [0 2 …
 
+A document of more than a million characters is tokenized in pieces that end between words (see
+`components/pieces.py`), so that memory is bounded whatever the documents; it stays one document, on
+one side of the split, with one end of text.
+
 Where all documents have as many tokens (a made corpus's `window`) and windows hold a whole number
 of them, the offset is 0: a window begins with a document.
 """
@@ -36,7 +40,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -45,6 +49,7 @@ import numpy as np
 from filelock import FileLock
 from tqdm import tqdm
 
+from components.pieces import PIECE, encode_long
 from components.registry import Spec, UserError, build
 from experiments.record import disk_error
 
@@ -303,6 +308,11 @@ def _prepare_alone(data: DataConfig, folder: Path, progress: bool) -> None:
     temporary.mkdir()
     try:
         _write_shards(data, temporary, progress)
+        if cache_key(data) != folder.name:
+            raise UserError(
+                f"data: the text of '{data.corpus.name}', or the tokenizer's files, changed while "
+                "they were read; nothing is kept: start again when they are complete"
+            )
         shutil.rmtree(folder, ignore_errors=True)  # a damaged one
         temporary.replace(folder)
     finally:
@@ -324,18 +334,22 @@ def _write_shards(data: DataConfig, folder: Path, progress: bool) -> None:
     counts = {split: {"documents": 0, "tokens": 0, "bytes": 0} for split in ("train", "val")}
     end = [tokenizer.end_of_text]
     with train, val, val_bytes:
-        for texts, held_out, sizes in _batched(documents("tokenizing")):
-            for text, ids, validation, size in zip(
-                texts, tokenizer.encode_batch(texts), held_out, sizes, strict=True
-            ):
-                (val if validation else train).add(ids, end)
+        for batch in _batched(documents("tokenizing")):
+            for parts, validation, size in _encoded(tokenizer, *batch):
+                tokens = 1
+                for ids, lengths in parts:
+                    (val if validation else train).add(ids)
+                    if lengths is not None:
+                        val_bytes.add(lengths)
+                    tokens += len(ids)
+                (val if validation else train).add(end)
                 if validation:
-                    val_bytes.add(tokenizer.byte_lengths(text, ids), [0])
+                    val_bytes.add([0])
                 count = counts["val" if validation else "train"]
                 count["documents"] += 1
-                count["tokens"] += len(ids) + 1
+                count["tokens"] += tokens
                 count["bytes"] += size
-                window = window if len(ids) + 1 == window else None
+                window = window if tokens == window else None
     _check_split(data, counts)
 
     meta = {
@@ -379,7 +393,9 @@ def _documents(data: DataConfig, progress: bool) -> Callable[[str], Iterator[tup
                     continue
                 raw = document.encode()
                 bar.update(len(raw))
-                yield document, is_held_out(raw, data.split_seed, data.validation_fraction)
+                held_out = is_held_out(raw, data.split_seed, data.validation_fraction)
+                del raw  # of a long document as much again
+                yield document, held_out
 
     return start
 
@@ -393,12 +409,18 @@ def is_held_out(document: bytes, split_seed: int, fraction: float) -> bool:
 def _batched(
     documents: Iterator[tuple[str, bool]],
 ) -> Iterator[tuple[list[str], list[bool], list[int]]]:
-    """(texts, held out or not, bytes) of about `BATCH_BYTES` together."""
+    """(texts, held out or not, bytes) of about `BATCH_BYTES` together, a long one by itself."""
     texts: list[str] = []
     held_out: list[bool] = []
     sizes: list[int] = []
     total = 0
     for text, validation in documents:
+        if len(text) > PIECE:
+            if texts:
+                yield texts, held_out, sizes
+                texts, held_out, sizes, total = [], [], [], 0
+            yield [text], [validation], [len(text.encode())]
+            continue
         texts.append(text)
         held_out.append(validation)
         sizes.append(len(text.encode()))
@@ -408,6 +430,20 @@ def _batched(
             texts, held_out, sizes, total = [], [], [], 0
     if texts:
         yield texts, held_out, sizes
+
+
+def _encoded(
+    tokenizer: Tokenizer, texts: list[str], held_out: list[bool], sizes: list[int]
+) -> Iterator[tuple[Iterable[tuple[np.ndarray, np.ndarray | None]], bool, int]]:
+    """((ids, bytes of text behind each where held out) of each part, held out, bytes) of each."""
+    if len(texts[0]) > PIECE:  # which is alone
+        yield encode_long(tokenizer, texts[0], lengths=held_out[0]), held_out[0], sizes[0]
+        return
+    for text, ids, validation, size in zip(
+        texts, tokenizer.encode_batch(texts), held_out, sizes, strict=True
+    ):
+        lengths = tokenizer.byte_lengths(text, ids) if validation else None
+        yield [(ids, lengths)], validation, size
 
 
 def _check_split(data: DataConfig, counts: dict[str, dict[str, int]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -179,3 +180,22 @@ def test_ids_are_unsigned_arrays() -> None:
         assert isinstance(first, np.ndarray)
         assert first.dtype.kind == "u"
         assert len(empty) == 0
+
+
+def test_a_replaced_or_marked_tokenizer_file_is_what_is_loaded(tmp_path: Path) -> None:
+    BPE_400.save(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    first = HuggingFace(path=str(tmp_path)).fingerprint()
+    times, whole = file.stat(), file.read_text()
+    file.write_bytes(b"\xef\xbb\xbf" + whole.encode())
+    (tmp_path / "tokenizer_config.json").write_bytes(b'\xef\xbb\xbf{"eos_token": null}')
+    assert HuggingFace(path=str(tmp_path)).fingerprint() == first
+    other = learnt(BPE(vocab_size=300))
+    other.save(tmp_path)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    replaced = HuggingFace(path=str(tmp_path))
+    assert replaced.fingerprint() != first
+    assert replaced.encode(TEXTS[0]) == other.encode(TEXTS[0])
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with pytest.raises(UserError, match=r"tokenizer_config\.json: not read"):
+        HuggingFace(path=str(tmp_path)).encode("x")

@@ -125,6 +125,53 @@ def test_filters_run_before_the_split(tmp_path: Path) -> None:
     assert sorted(kept) == sorted(text for text in TEXTS if len(text) >= 20)
 
 
+@pytest.mark.parametrize("tokenizer", ["bytes", "characters", {"name": "bpe", "vocab_size": 300}])
+@pytest.mark.parametrize("fraction", [0.1, 0.9])
+def test_a_long_document_in_pieces_gives_the_same_shards(
+    tmp_path: Path, monkeypatch, tokenizer, fraction: float
+) -> None:
+    texts = [*TEXTS[:99], " ".join(TEXTS[:200]), *TEXTS[99:]]
+    made = prepare(config(texts, tokenizer, fraction=fraction), tmp_path / "a", progress=False)
+    sizes: list[int] = []
+
+    def measured(trained, text: str, **params):
+        for ids, lengths in encode_long(trained, text, size=500, **params):
+            sizes.append(len(ids))
+            yield ids, lengths
+
+    encode_long = data.encode_long
+    monkeypatch.setattr(data, "encode_long", measured)
+    monkeypatch.setattr(data, "PIECE", 500)
+    again = prepare(config(texts, tokenizer, fraction=fraction), tmp_path / "b", progress=False)
+    assert again.fingerprint == made.fingerprint
+    assert again.meta["counts"] == made.meta["counts"]
+    assert len(sizes) > 5
+    assert max(sizes) <= 1000
+
+
+def test_shards_of_ordinary_text_never_change(tmp_path: Path) -> None:
+    wanted = {"bytes": "b519862df37b926e4353", "characters": "08ad8237992d057751df"}
+    for name, fingerprint in wanted.items():
+        assert prepare(config(tokenizer=name), tmp_path, progress=False).fingerprint == fingerprint
+
+
+def test_text_that_changes_while_it_is_read_is_not_kept(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("\n".join(TEXTS))
+
+    class Changing(Lines):
+        def fingerprint(self) -> str:
+            return path.read_text()
+
+        def documents(self):
+            yield from path.read_text().split("\n")
+            path.write_text(path.read_text() + "more")
+
+    with pytest.raises(UserError, match="changed while they were read; nothing is kept"):
+        prepare(config(Changing(TEXTS)), tmp_path / "cache", progress=False)
+    assert not [found for found in (tmp_path / "cache").iterdir() if found.is_dir()]
+
+
 def test_large_vocabularies_get_wide_ids(tmp_path: Path) -> None:
     tokenizer = {"name": "bpe", "vocab_size": 1 << 17}
     assert prepare(config(tokenizer=tokenizer), tmp_path, progress=False).train.dtype == np.uint32
