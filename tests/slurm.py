@@ -31,6 +31,7 @@ from types import TracebackType
 
 import psutil
 
+from tests import PATIENCE
 from tests import slurm_conf as conf
 
 NEEDED = ("slurmctld", "slurmd", "sbatch", "munged", "mungekey")
@@ -88,7 +89,7 @@ class PrivateSlurm:
         *words: str | Path,
         env: Mapping[str, str] | None = None,
         cwd: str | Path | None = None,
-        timeout: float = 60,
+        timeout: float = PATIENCE,
     ) -> str:
         """What a command (Slurm's or any other) prints, run as a user of this cluster would."""
         command = [str(word) for word in words]
@@ -114,7 +115,7 @@ class PrivateSlurm:
         """Ids of the jobs that wait, run or are being ended; one per array, not per element."""
         return sorted(set(self.run("squeue", "-h", "-o", "%A").split()))
 
-    def wait_idle(self, timeout: float = 60) -> None:
+    def wait_idle(self, timeout: float = PATIENCE) -> None:
         """Until no job is left and every node would take one."""
 
         def idle() -> bool:
@@ -255,7 +256,7 @@ class PrivateSlurm:
         self.start_controller()
         for name in self.nodes:
             self.start_node(name)
-        self.wait_idle(timeout=20)
+        self.wait_idle()
 
     def _start_munge(self) -> None:
         """Signs what the daemons say to each other: without it, any local user could run jobs."""
@@ -315,7 +316,7 @@ class PrivateSlurm:
                 raise RuntimeError(f"{name} did not start:\n{self._log(name)}")
             return ready()
 
-        wait_for(ready_or_dead, 20, lambda: f"{name} does not answer:\n{self._log(name)}")
+        wait_for(ready_or_dead, PATIENCE, lambda: f"{name} does not answer:\n{self._log(name)}")
 
     def _wait_for_port(self, name: str, port: int) -> None:
         def answers() -> bool:

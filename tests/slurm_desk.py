@@ -20,10 +20,9 @@ from experiments import loader
 from experiments.record import Run, read_json
 from experiments.trainer import train
 from sweeps import scheduler
+from tests import PATIENCE
 from tests.command_line import Outcome, ceteris
 from tests.slurm import PrivateSlurm
-
-PATIENCE = 180.0  # seconds; ends a test that hangs, long after it should have ended
 
 GATED = '''
 import os

@@ -20,6 +20,7 @@ import pytest
 import run as program
 from experiments.record import Run, all_ids, read_json, read_rows
 from sweeps import local
+from tests import PATIENCE
 from tests.command_line import ceteris, desk, files, start
 from tests.conftest import ROOT
 
@@ -89,11 +90,11 @@ def swept(here: Path) -> Path:
 
 def wait_until(condition: Callable[[], Any]) -> None:
     """Waits; a test that hangs is ended here, after far longer than it takes."""
-    for _ in range(6000):
-        if condition():
-            return
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        if time.monotonic() > end:
+            pytest.fail("it never came to that")
         time.sleep(0.01)
-    pytest.fail("it never came to that")
 
 
 def at_work(root: Path, count: int = 1) -> bool:

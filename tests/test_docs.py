@@ -23,6 +23,7 @@ from experiments.schema import Experiment
 from experiments.yaml_text import ConfigError
 from sweeps import cluster, design, status
 from sweeps.grammar import SweepFile
+from tests import PATIENCE
 from tests.conftest import ROOT
 from tests.slurm import PrivateSlurm
 
@@ -139,7 +140,7 @@ def test_the_first_sweep_of_run_on_slurm_is_what_a_real_slurm_does(
 def run(script: str) -> None:
     """A block of commands, each of which must succeed."""
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script], capture_output=True, text=True, timeout=600
+        ["bash", "-euo", "pipefail", "-c", script], capture_output=True, text=True, timeout=PATIENCE
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     assert done.stdout.strip()

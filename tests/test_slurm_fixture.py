@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests import PATIENCE
 from tests.slurm import PrivateSlurm, SlurmError, wait_for
 
 pytestmark = pytest.mark.slurm
@@ -47,7 +48,7 @@ def test_gpus_are_counted_and_named(slurm: PrivateSlurm, tmp_path: Path) -> None
 def test_clearing_ends_jobs_that_ignore_sigterm_and_what_they_started(slurm: PrivateSlurm) -> None:
     submit(slurm, "trap '' TERM; setsid sleep 1000 & sleep 1000; sleep 1000")
     submit(slurm, "true", "--begin=now+1hour")
-    wait_for(lambda: len(slurm.jobs_pids()) == 3, 20, lambda: slurm.run("squeue"))
+    wait_for(lambda: len(slurm.jobs_pids()) == 3, PATIENCE, lambda: slurm.run("squeue"))
     processes = [psutil.Process(pid) for pid in slurm.jobs_pids()]
     slurm.clear()
     assert slurm.jobs() == []
@@ -56,7 +57,7 @@ def test_clearing_ends_jobs_that_ignore_sigterm_and_what_they_started(slurm: Pri
 
 def test_a_lost_node_is_noticed_and_can_return(slurm: PrivateSlurm) -> None:
     job = submit(slurm, "sleep 1000", "--nodelist=127.0.0.2")
-    wait_for(lambda: bool(slurm.jobs_pids("127.0.0.2")), 20, lambda: slurm.run("squeue"))
+    wait_for(lambda: bool(slurm.jobs_pids("127.0.0.2")), PATIENCE, lambda: slurm.run("squeue"))
     slurm.lose_node("127.0.0.2")
     assert slurm.jobs_pids() == []
     shown = slurm.run("scontrol", "show", "job", job)
@@ -68,7 +69,7 @@ def test_a_lost_node_is_noticed_and_can_return(slurm: PrivateSlurm) -> None:
 
 def test_jobs_outlive_a_controller_that_is_away(slurm: PrivateSlurm) -> None:
     job = submit(slurm, "sleep 1000")
-    wait_for(lambda: bool(slurm.jobs_pids()), 20, lambda: slurm.run("squeue"))
+    wait_for(lambda: bool(slurm.jobs_pids()), PATIENCE, lambda: slurm.run("squeue"))
     before = slurm.jobs_pids()
     slurm.stop_controller()
     slurm.start_controller()
@@ -83,7 +84,7 @@ def test_a_second_cluster_is_separate_and_leaves_nothing(slurm: PrivateSlurm) ->
         with pytest.raises(SlurmError, match="Invalid job array specification"):
             submit(other, "true", "--array=0-4")
         submit(other, "trap '' TERM; sleep 1000; sleep 1000")
-        wait_for(lambda: len(other.jobs_pids()) == 2, 20, lambda: other.run("squeue"))
+        wait_for(lambda: len(other.jobs_pids()) == 2, PATIENCE, lambda: other.run("squeue"))
         processes = [psutil.Process(pid) for pid in other.jobs_pids()]
     assert not other.folder.exists()
     assert not [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
@@ -96,7 +97,9 @@ def test_with_accounting_a_job_is_remembered_and_limits_hold(
     job = submit(slurm_accounting, "exit 7", "--qos=few")
     words = ("sacct", "-n", "-P", "-X", "-j", job, "-o", "State,ExitCode,Account")
     wait_for(
-        lambda: "FAILED" in slurm_accounting.run(*words), 30, lambda: slurm_accounting.run("sacct")
+        lambda: "FAILED" in slurm_accounting.run(*words),
+        PATIENCE,
+        lambda: slurm_accounting.run("sacct"),
     )
     assert slurm_accounting.run(*words) == "FAILED|7:0|lab\n"
     with pytest.raises(SlurmError, match="QOSMaxSubmitJobPerUserLimit"):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import PATIENCE
 from tests.wandb_server import Stored, WandbServer, matches
 
 pytest.importorskip("wandb")
@@ -18,9 +19,10 @@ pytest.importorskip("wandb")
 START = """
 import sys, time, numpy, wandb
 settings = wandb.Settings(
-    init_timeout=30, login_timeout=5, finish_timeout=30, finish_timeout_raises=True, silent=True,
-    console="off", disable_git=True, disable_code=True, x_disable_stats=True, x_disable_meta=True,
-    x_disable_machine_info=True, x_save_requirements=False, x_file_stream_transmit_interval=1)
+    init_timeout=300, login_timeout=300, finish_timeout=300, finish_timeout_raises=True,
+    silent=True, console="off", disable_git=True, disable_code=True, x_disable_stats=True,
+    x_disable_meta=True, x_disable_machine_info=True, x_save_requirements=False,
+    x_file_stream_transmit_interval=1)
 def begin(id="r1", **more):
     return wandb.init(project="lab", id=id, resume="allow", settings=settings, **more)
 def outcome(call):
@@ -43,7 +45,7 @@ def client(server: WandbServer, program: str) -> list[str]:
     """What a program prints that uses wandb, in a process of its own."""
     command = [sys.executable, "-c", START + program]
     done = subprocess.run(command, env=server.env, cwd=server.folder,
-                          capture_output=True, text=True, timeout=60)  # fmt: skip
+                          capture_output=True, text=True, timeout=PATIENCE)  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -149,7 +151,9 @@ print(outcome(run.finish), wandb.Api().run("me/lab/r1").lastHistoryStep)
 @pytest.mark.parametrize("how", ["hang", "close"])
 def test_a_server_that_does_not_answer_costs_the_time_given(server: WandbServer, how: str) -> None:
     server.fail("graphql", how)
-    assert client(server, "settings.init_timeout = 1; print(outcome(begin))") == ["CommError"]
+    assert client(
+        server, "settings.init_timeout = settings.login_timeout = 1; print(outcome(begin))"
+    ) == ["CommError"]
 
 
 def test_a_wrong_key_is_refused_and_a_stopped_server_comes_back(server: WandbServer) -> None:

@@ -17,7 +17,7 @@ from analysis import commands, figures, methods, reading, report
 from analysis.comparison import Comparison, compare
 from analysis.results import read_manifest, read_runs
 from experiments.record import UserError, read_json, seal, write_json
-from tests import rich_sweep
+from tests import PATIENCE, rich_sweep
 from tests.conftest import ROOT
 from tests.rich_sweep import Variant
 
@@ -210,7 +210,7 @@ def test_the_commands_write_and_print_without_torch(tmp_path: Path) -> None:
         "assert not {'torch', 'accelerate'} & sys.modules.keys()\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path), *runs], cwd=ROOT, text=True,
-                          capture_output=True, timeout=120)  # fmt: skip
+                          capture_output=True, timeout=PATIENCE)  # fmt: skip
     assert done.returncode == 0, done.stderr
     decoder = json.JSONDecoder()
     made, end = decoder.raw_decode(done.stdout)

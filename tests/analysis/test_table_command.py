@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 import run
 from experiments.record import UserError
-from tests import rich_sweep
+from tests import PATIENCE, rich_sweep
 from tests.conftest import ROOT
 
 
@@ -64,6 +64,6 @@ def test_what_is_missing_is_said_beside_the_table(root: Path) -> None:
 def test_a_terminal_without_the_letters_shows_their_numbers(root: Path) -> None:
     words = [sys.executable, "run.py", "table", "recipe", "--runs", str(root)]
     environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
-    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, timeout=60)
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, timeout=PATIENCE)
     assert done.returncode == 0 and b"Traceback" not in done.stderr
     assert b"\\u22120.0397" in done.stdout

@@ -15,6 +15,7 @@ from analysis import render, results, table
 from analysis.wandb_report import report
 from experiments.record import UserError
 from experiments.tracking import Place
+from tests import PATIENCE
 from tests.analysis.conftest import Outcome, write_run, write_sweep
 from tests.analysis.test_scored import record, write_score
 from tests.conftest import ROOT
@@ -92,7 +93,7 @@ def act(server: WandbServer, root: Path) -> Act:
             cwd=root,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=PATIENCE,
         )
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])
@@ -160,7 +161,7 @@ def test_offline_the_newest_files_take_the_place_of_the_earlier(act: Act, root: 
     first = Path(act(LOG, "offline"))
     assert first.parent == root / "wandb" and Path(act(LOG, "offline")) == first
     text = subprocess.run(
-        [Path(sys.executable).with_name("wandb"), "leet", "inspect", first, "--json"],
+        [sys.executable, "-m", "wandb", "leet", "inspect", first, "--json"],
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     (row,) = (r["history"]["item"] for r in map(json.loads, text.splitlines())

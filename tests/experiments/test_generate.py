@@ -139,7 +139,9 @@ def test_top_k_keeps_the_k_likeliest_in_their_proportions(k: int) -> None:
     plain, kept = probabilities(), probabilities(top_k=k)
     support = kept.nonzero().flatten().tolist()
     assert len(support) == min(k, 6)
-    assert plain[support].sum() == plain.topk(min(k, 6)).values.sum()
+    # Compared one by one: a sum's last bit depends on its order and on the processor.
+    best = plain.topk(min(k, 6)).values
+    assert torch.equal(plain[support].sort(descending=True).values, best)
     assert torch.allclose(kept[support], plain[support] / plain[support].sum())
 
 
@@ -149,7 +151,8 @@ def test_top_p_keeps_the_fewest_likeliest_that_reach_p(p: float) -> None:
     kept = kept / kept.sum()
     support = kept.nonzero().flatten()
     assert torch.allclose(kept[support], plain[support] / plain[support].sum())
-    assert plain[support].sum() == plain.topk(len(support)).values.sum()
+    best = plain.topk(len(support)).values
+    assert torch.equal(plain[support].sort(descending=True).values, best)
     assert plain[support].sum() >= p - 1e-12
     assert plain[support].sum() - plain[support].min() < p
 
@@ -158,7 +161,8 @@ def test_draws_follow_the_probabilities() -> None:
     how = Sampling(temperature=0.7, top_p=0.9)
     expected = how.probabilities(LOGITS)[0]
     expected = expected / expected.sum()
-    drawn = how.draw(LOGITS.expand(20_000, -1), torch.Generator().manual_seed(0))
-    observed = drawn.bincount(minlength=6) / 20_000
-    assert (observed - expected).abs().max() < 0.012  # more than 3 standard errors
+    # torch's numbers of a seed are others on another processor: so many that any will do.
+    drawn = how.draw(LOGITS.expand(200_000, -1), torch.Generator().manual_seed(0))
+    observed = drawn.bincount(minlength=6) / 200_000
+    assert (observed - expected).abs().max() < 0.012  # more than 10 standard errors
     assert Sampling(temperature=0).draw(LOGITS, torch.Generator()).tolist() == [0]

@@ -279,16 +279,24 @@ def test_a_folder_that_cannot_be_written_is_one_line(
         held_out.build(made)
 
 
-def test_making_items_imports_neither_torch_nor_lm_eval(data: Dataset) -> None:
+def test_items_need_no_lm_eval_and_finding_them_no_torch(tmp_path: Path, text_file: Path) -> None:
+    folder = dataset(tmp_path, text_file).folder
     code = (
         "import sys; from pathlib import Path; from experiments import data, held_out; "
-        "held_out.build(data.load(Path(sys.argv[1]))); "
-        "print({'torch', 'lm_eval', 'datasets'} & set(sys.modules))"
+        "print(held_out.build(data.load(Path(sys.argv[1])))); print(*sys.modules)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(data.folder)], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.stdout.strip() == "set()", done.stderr
+
+    def modules() -> set[str]:
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(folder)], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        made, imported = done.stdout.splitlines()
+        assert {path.stem for path in Path(made).glob("*.jsonl")} == held_out.TASKS.keys()
+        return set(imported.split())
+
+    assert not {"lm_eval", "datasets"} & modules()  # made now: the tokenizer's package has torch
+    assert not {"lm_eval", "datasets", "torch"} & modules()  # only found
 
 
 # ── as lm-eval sees them ───────────────────────────────────────────────────────────────────────

@@ -23,11 +23,11 @@ import pytest
 
 from experiments import tracking, wandb_client
 from experiments.record import Run, UserError, read_json, read_rows
+from tests import PATIENCE
 from tests.command_line import Outcome, ceteris, start
 from tests.slurm_desk import GATED
 from tests.wandb_server import KEY, WandbServer
 
-PATIENCE = 60.0  # seconds; ends a test that hangs
 OWN = ("_step", "_timestamp", "_runtime", "seconds", "perf/tokens_per_s")  # beside our rows' keys
 
 
@@ -279,7 +279,7 @@ def test_ctrl_c_of_a_push_to_a_silent_server_is_heard_at_once(here: Desk) -> Non
     process = start("wandb", "push", "--runs", here.root)
     until(lambda: here.server.operations)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130 and err.count("\n") == 1
 
 

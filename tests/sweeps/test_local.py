@@ -22,6 +22,7 @@ from experiments import loader
 from experiments.record import Run, read_json, read_rows
 from sweeps import control, live, local, machine, manifest, server, worker
 from sweeps.manifest import Job
+from tests import PATIENCE
 
 HERE = Path(__file__).parent
 FINISH, LINGER = {"do": "finish"}, {"do": "linger"}
@@ -42,11 +43,11 @@ def begun(root: Path) -> list[str]:
 
 def wait_until(condition: Callable[[], Any]) -> None:
     """Waits; a test that hangs is ended here, after far longer than it takes."""
-    for _ in range(6000):
-        if condition():
-            return
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        if time.monotonic() > end:
+            pytest.fail("it never came to that")
         time.sleep(0.01)
-    pytest.fail("it never came to that")
 
 
 class Driver:

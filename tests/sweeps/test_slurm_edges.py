@@ -22,6 +22,7 @@ import pytest
 
 from experiments.record import Run, read_json, read_rows
 from sweeps import scheduler, snapshot
+from tests import PATIENCE
 from tests.command_line import ceteris, files, start
 from tests.conftest import ROOT
 from tests.slurm import PrivateSlurm
@@ -625,7 +626,7 @@ def followed(here: Desk) -> str:
     """What `logs --follow` of a run prints until it ends by itself."""
     with start("logs", "gated", "--seed", 1, "--follow", cwd=here.folder) as follower:
         try:
-            out, err = follower.communicate(timeout=30)
+            out, err = follower.communicate(timeout=PATIENCE)
         finally:
             follower.kill()
     assert follower.returncode == 0, err

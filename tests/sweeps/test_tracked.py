@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from experiments.record import read_json, read_rows
+from tests import PATIENCE
 from tests.command_line import Outcome, desk, start
 from tests.experiments.lm_tasks import write_tasks
 from tests.wandb_server import Stored, WandbServer
@@ -52,7 +53,7 @@ def write(name: str, base: Path, **sweep: Any) -> None:
 def command(*words: str) -> Outcome:
     """In a process of its own, as wandb stays in one that has imported it."""
     process = start(*words)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=PATIENCE)
     return Outcome(process.returncode, out, err)
 
 
