@@ -6,7 +6,7 @@
 It reads nothing of a Slurm that the machine may have, and leaves nothing behind. All nodes are this
 machine, under the names 127.0.0.1, 127.0.0.2, … that torch can resolve as MASTER_ADDR, with as many
 CPUs as asked for, whatever there are. Partitions: `main` (default), `low` (jobs of `high` preempt
-its jobs: signal, 20 s of grace, requeue), `high`, and `short` (at most one minute).
+its jobs: signal, 120 s of grace, requeue), `high`, and `short` (at most one minute).
 
 What is as in production: every Slurm command, arrays, requeueing, preemption, time limits (checked
 every 30 s, by the minute), lost nodes. What is not: memory and devices are booked, never fenced.
@@ -25,7 +25,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -139,7 +139,7 @@ class PrivateSlurm:
     def kill_node(self, name: str, steps: bool = False) -> None:
         """The node's slurmd dies at once; with `steps`, all that its jobs run there as well.
 
-        The controller notices after SlurmdTimeout (10 s) and a few: some 25 s in all.
+        The controller notices after SlurmdTimeout (a minute), or when it is told.
         """
         slurmd = self._daemons.pop(name)
         slurmd.kill()
@@ -231,7 +231,7 @@ class PrivateSlurm:
     def _start(self) -> None:
         for name in ("run", "log", "state", "spool"):
             (self.folder / name).mkdir()
-        self._ports = dict(zip(("slurmctld", "slurmdbd", *self.nodes), _free_ports(), strict=False))
+        self._ports = dict(zip(("slurmctld", "slurmdbd", *self.nodes), free_ports(), strict=False))
         self._start_munge()
         files = {
             "slurm.conf": conf.slurm_conf(
@@ -369,7 +369,7 @@ def wait_for(true: Callable[[], bool], timeout: float, message: Callable[[], str
         time.sleep(0.05)
 
 
-def _free_ports() -> Iterable[int]:
+def free_ports() -> Iterator[int]:
     """Below those that the system hands out to clients, which may take them at any moment."""
     for port in random.sample(range(15_000, 32_000), 17_000):
         with socket.socket() as probe, contextlib.suppress(OSError):

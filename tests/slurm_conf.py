@@ -22,7 +22,7 @@ FAKE_GPUS = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom
 PARTITIONS = """\
 PartitionName=DEFAULT Nodes=ALL State=UP MaxTime=INFINITE PriorityTier=5
 PartitionName=main Default=YES PreemptMode=OFF
-PartitionName=low PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
+PartitionName=low PriorityTier=1 PreemptMode=REQUEUE GraceTime=120
 PartitionName=high PriorityTier=10 PreemptMode=OFF
 PartitionName=short MaxTime=1 PreemptMode=OFF
 """
@@ -73,9 +73,9 @@ def slurm_conf(
         "SlurmctldPort": ports["slurmctld"],
         "AuthType": "auth/munge",
         "CredType": "cred/munge",
-        # A requeued job waits until its old credential has expired: 120 s unless said otherwise,
-        # and below 10 the old job's last message is at times taken for the new job's.
-        "AuthInfo": f"socket={folder}/run/munge.sock,cred_expire=10",
+        # A requeued job waits until its old credential has expired: 120 s unless said otherwise.
+        # A step that starts later than that fails, as it may where the machine is busy.
+        "AuthInfo": f"socket={folder}/run/munge.sock,cred_expire=30",
         "StateSaveLocation": f"{folder}/state",
         "SlurmdSpoolDir": f"{folder}/spool/%n",
         "SlurmctldPidFile": f"{folder}/run/slurmctld.pid",
@@ -98,8 +98,12 @@ def slurm_conf(
         "EnforcePartLimits": "ALL",  # otherwise what exceeds them waits for ever
         "ReturnToService": 2,
         "SlurmctldTimeout": 30,
-        "SlurmdTimeout": 10,
-        "KillWait": 2,
+        # Longer than a busy machine lets anyone wait; the usual 10, 10, 2 and 30 are not always.
+        "SlurmdTimeout": 60,
+        "BatchStartTimeout": 300,
+        "MessageTimeout": 60,
+        "TCPTimeout": 30,
+        "KillWait": 30,
         "MinJobAge": 86400,
         "SlurmdParameters": "config_overrides",  # nodes larger than the machine
         "DefMemPerCPU": 100,  # otherwise each job takes all memory of its node

@@ -35,12 +35,15 @@ def there(name):
 
 @register("norm", "test_patient")
 class Patient(RMSNorm):
-    \"\"\"Takes its time while a file `hold` is there, and waits while `wait` is.\"\"\"
+    \"\"\"Takes its time while a file `hold` is there, and waits while `wait` is.
+
+    Ten steps take 20 s then: a signal meets them, however long it is on its way.
+    \"\"\"
     def forward(self, x):
         while not x.is_meta and there("wait"):
             time.sleep(0.02)
         if not x.is_meta and there("hold"):
-            time.sleep(0.02)
+            time.sleep(0.2)
         return super().forward(x)
 
 @register("norm", "test_broken")

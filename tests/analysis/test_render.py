@@ -45,7 +45,20 @@ def test_output_is_as_stored(table: Table, name: str) -> None:
     text = rendered(table, name)
     if os.environ.get("UPDATE_GOLDEN"):
         path.write_text(text, encoding="utf-8")
-    assert text == path.read_text(encoding="utf-8")
+    stored = path.read_text(encoding="utf-8")
+    if name in ("csv", "json"):
+        assert numbers(text) == pytest.approx(numbers(stored), rel=1e-9, abs=1e-14)
+        text, stored = NUMBER.sub("#", text), NUMBER.sub("#", stored)
+    assert text == stored
+
+
+NUMBER = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
+
+
+def numbers(text: str) -> list[float]:
+    """Those of full precision: whether a processor rounds once or twice in x·y + z decides their
+    last digits."""
+    return [float(number) for number in NUMBER.findall(text)]
 
 
 def test_latex_is_balanced_and_escaped(table: Table) -> None:

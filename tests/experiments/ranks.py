@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import ROOT
+from tests.slurm import free_ports
 
 TERM, USR2 = int(signal.SIGTERM), int(signal.SIGUSR2)
 
@@ -33,9 +33,7 @@ def together(folder: Path, *trainings: dict[str, Any], processes: int = 2) -> li
     folder.mkdir(parents=True, exist_ok=True)
     plan = folder / "plan.json"
     plan.write_text(json.dumps(trainings))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = next(free_ports())
     done = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"),

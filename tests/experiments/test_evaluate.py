@@ -6,7 +6,6 @@ import json
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +24,7 @@ from experiments.scores import ScoringFailed, Settings
 from experiments.trainer import train
 from tests.conftest import ROOT
 from tests.experiments.lm_tasks import write_task, write_tasks
+from tests.slurm import free_ports
 
 ALL = "[tiny_both, tiny_tag, tiny_perplexity, tiny_answer]"
 LEAVES = ("tiny_choice", "tiny_pairs", "tiny_last", "tiny_perplexity", "tiny_answer")
@@ -215,11 +215,8 @@ def breakable(tasks: Path) -> Path:
 def command(*words: str, processes: int = 1, **more: str) -> subprocess.CompletedProcess[str]:
     program = [sys.executable]
     if processes > 1:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
         program += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
-        program += ["--master_addr=127.0.0.1", f"--master_port={port}"]
+        program += ["--master_addr=127.0.0.1", f"--master_port={next(free_ports())}"]
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", **more}
     return subprocess.run(
         [*program, "run.py", *words], cwd=ROOT, env=environment, capture_output=True, text=True

@@ -24,6 +24,7 @@ from experiments.provenance import source
 from experiments.record import Run, UserError, read_rows
 from experiments.trainer import train
 from tests.conftest import ROOT
+from tests.slurm import free_ports
 
 
 def losses(run: Run, key: str) -> list[float]:
@@ -38,9 +39,7 @@ def trained(yaml: Path, root: Path, *overrides: str, seed: int = 0) -> Run:
 
 def test_two_processes_give_the_loss_curve_of_one(tiny_yaml: Path, tmp_path: Path) -> None:
     alone = trained(tiny_yaml, tmp_path / "one")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = next(free_ports())
     subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"),
