@@ -19,10 +19,14 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["WANDB_MODE"] = "disabled"  # whoever is logged in; tests that want it say so
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.slurm import PrivateSlurm, is_slurms, missing
 
 ROOT = Path(__file__).parent.parent
+# Hypothesis would fail a test whose examples are slow, or slow to draw: as on a busy machine.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 for name in [n for n in os.environ if n.startswith("WANDB_") and n != "WANDB_MODE"]:
     del os.environ[name]
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)

@@ -132,6 +132,8 @@ def here(tmp_path: Path, tiny_yaml: Path, monkeypatch: pytest.MonkeyPatch) -> It
             monkeypatch.setenv(name, value)
         for name in ("WANDB_MODE", "WANDB_DATA_DIR"):
             monkeypatch.delenv(name, raising=False)
+        for name in ("LEAVE_SECONDS", "HURRY_SECONDS"):  # on a busy machine a mirror takes longer
+            monkeypatch.setattr(tracking, name, PATIENCE)
         monkeypatch.chdir(tmp_path)
         yield Desk(tmp_path, tiny_yaml, server)
 
