@@ -96,6 +96,32 @@ def redo_options(command: F) -> F:
     return command
 
 
+def takes(argument: str, *kinds: str) -> Callable[[F], F]:
+    """Refuses an argument that means something of a kind which the command does not take."""
+
+    def wrap(command: F) -> F:
+        @functools.wraps(command)
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            root = kwargs.get("root") or Path(os.environ.get("CETERIS_RUNS", "runs"))
+            words = kwargs[argument]
+            for word in (words,) if isinstance(words, str) else words or ():
+                with contextlib.suppress(OSError, ValueError):  # what it plainly is needs no search
+                    if "MADE" in kinds and (root / "sweeps" / f"{word}.json").is_file():
+                        continue
+                    if "RUN" in kinds and (root / word / "experiment.yaml").is_file():
+                        continue
+                from sweeps import targets
+
+                wanted = [getattr(targets, kind) for kind in kinds]
+                targets.expect(root, word, wanted, str(click.get_current_context().info_name))
+            return command(*args, **kwargs)
+
+        return cast("F", checked)
+
+    return wrap
+
+
+made_sweep = takes("name", "SWEEP", "MADE")
 overrides_argument = click.argument("overrides", nargs=-1, metavar="[a.b=c ...]")
 sweep_argument = click.argument("name", metavar="SWEEP")
 
@@ -128,6 +154,7 @@ def show_rich(renderable: Any) -> None:
 @runs_option
 @dry_run_option
 @json_option
+@takes("experiment", "EXPERIMENT")
 def train(
     experiment: str,
     overrides: tuple[str, ...],
@@ -234,6 +261,7 @@ def scoring_options(command: F) -> F:
 @runs_option
 @workers_option
 @json_option
+@takes("target", "RUN", "SWEEP", "MADE")
 def evaluate_command(
     target: str,
     checkpoint: int | None,
@@ -381,6 +409,7 @@ def at(root: Path) -> str:
 @click.argument("experiment")
 @overrides_argument
 @json_option
+@takes("experiment", "EXPERIMENT")
 def show(experiment: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Print an EXPERIMENT resolved: every default filled in, as YAML."""
     from experiments.loader import load, resolved, to_yaml
@@ -430,6 +459,7 @@ def sampling_options(command: F) -> F:
 @sampling_options
 @runs_option
 @json_option
+@takes("run", "RUN")
 def generate(
     run: str, prompt: str, samples: int, root: Path, as_json: bool, **sampling: Any
 ) -> None:
@@ -458,6 +488,7 @@ def generate(
 @sampling_options
 @runs_option
 @json_option
+@made_sweep
 def sample(
     name: str, prompt: str, samples: int, root: Path, as_json: bool, **sampling: Any
 ) -> None:
@@ -493,6 +524,7 @@ def sample(
 @overrides_argument
 @runs_option
 @json_option
+@takes("name", "SWEEP")
 def plan(name: str, overrides: tuple[str, ...], root: Path, as_json: bool) -> None:
     """Rows of SWEEP as differences from its base: size, cost, and what is done already."""
     from sweeps import design
@@ -541,6 +573,7 @@ def design_warnings(planned: Any, root: Path) -> list[str]:
 @workers_option
 @dry_run_option
 @json_option
+@takes("name", "SWEEP")
 def sweep(
     name: str,
     overrides: tuple[str, ...],
@@ -586,6 +619,7 @@ def check_rows(designed: Any, planned: Any, root: Path) -> None:
 @runs_option
 @dry_run_option
 @json_option
+@takes("name", "SWEEP")
 def submit(
     name: str,
     overrides: tuple[str, ...],
@@ -781,6 +815,7 @@ def say_missing(record: Any, runs: Any, root: Path) -> None:
 @runs_option
 @json_option
 @click.option("--watch", is_flag=True, help="Refresh until everything has ended.")
+@made_sweep
 def status(name: str | None, root: Path, as_json: bool, watch: bool) -> None:
     """Where the runs of SWEEP, or all runs, stand."""
     from sweeps import status as states
@@ -796,6 +831,7 @@ def status(name: str | None, root: Path, as_json: bool, watch: bool) -> None:
 @workers_option
 @dry_run_option
 @json_option
+@made_sweep
 def retry(
     name: str,
     redo: bool,
@@ -862,6 +898,7 @@ def rm(target: str, yes: bool, dry_run: bool, root: Path) -> None:
 @runs_option
 @dry_run_option
 @json_option
+@made_sweep
 def cancel(name: str, root: Path, dry_run: bool, as_json: bool) -> None:
     """Stop the running runs of SWEEP, each after a checkpoint; take the queued ones back."""
     from sweeps import control, manifest
@@ -880,6 +917,7 @@ def cancel(name: str, root: Path, dry_run: bool, as_json: bool) -> None:
 @click.option("--follow", "-f", is_flag=True, help="Go on until the run has ended.")
 @runs_option
 @json_option
+@made_sweep
 def logs(
     name: str,
     label: str | None,
@@ -918,6 +956,7 @@ def logs(
 @click.option("--out", "target", type=click.Path(path_type=Path, dir_okay=False), help="To a file.")
 @runs_option
 @json_option
+@made_sweep
 def table(
     name: str,
     columns: str | None,
@@ -958,6 +997,7 @@ def table(
 )
 @runs_option
 @json_option
+@made_sweep
 def power(name: str, detect: float, root: Path, as_json: bool) -> None:
     """How many seeds SWEEP needs to find a difference, from its measured noise and pairing."""
     from analysis import comparison, results
@@ -986,6 +1026,7 @@ def power(name: str, detect: float, root: Path, as_json: bool) -> None:
 @workers_option
 @dry_run_option
 @json_option
+@takes("name", "PAPER")
 def reproduce(
     name: str | None,
     budget: str,
@@ -1109,6 +1150,7 @@ def ledger(form: str | None, target: Path | None, root: Path, as_json: bool) -> 
 )
 @runs_option
 @json_option
+@made_sweep
 def report(name: str, folder: Path | None, root: Path, as_json: bool) -> None:
     """One page on SWEEP: table, figures, a sentence for each row, methods. No network needed."""
     from analysis import comparison, results
@@ -1143,6 +1185,7 @@ def report(name: str, folder: Path | None, root: Path, as_json: bool) -> None:
 )
 @runs_option
 @json_option
+@takes("names", "RUN")
 def compare(names: tuple[str, ...], folder: Path | None, root: Path, as_json: bool) -> None:
     """Any runs side by side: what differs in their configuration, results, curves."""
     from analysis import runs_compared
@@ -1236,6 +1279,7 @@ def place_options(command: F) -> F:
 @runs_option
 @json_option
 @ends_quickly
+@takes("target", "RUN", "SWEEP", "MADE")
 def wandb_push(
     target: str | None, project: str | None, entity: str | None, root: Path, as_json: bool
 ) -> int:
@@ -1284,6 +1328,7 @@ def wandb_push(
 @runs_option
 @json_option
 @ends_quickly
+@made_sweep
 def wandb_report(
     name: str, project: str | None, entity: str | None, root: Path, as_json: bool
 ) -> None:

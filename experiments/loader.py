@@ -34,6 +34,7 @@ from components.registry import (
     path_from,
     plain_value,
 )
+from experiments import hints
 from experiments.schema import PRESETS, Experiment
 from experiments.yaml_text import (
     ConfigError,
@@ -98,6 +99,7 @@ def compose(path: Path, above: tuple[Path, ...] = ()) -> Located:
         ConfigError: a file in the chain is wrong, or includes itself.
     """
     located = read(path)
+    hints.expect(located, "an experiment")
     resolve_imports(located, path.parent)
     if "base" not in located.data:
         return located
@@ -373,7 +375,7 @@ def describe(located: Located, error: Any) -> str:
     dotted = ".".join(str(part) for part in path)
     if error["type"] == "extra_forbidden":
         known = known_keys(located.data, path[:-1])
-        message = f"unknown key '{path[-1]}'{did_you_mean(str(path[-1]), known)}"
+        message = hints.unknown_key(located.data, path, known)
     elif error["type"] == "missing":
         message = "is missing; give it a value"
     elif error["type"] in ("unknown_component", "component_form"):

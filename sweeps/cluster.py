@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from components.registry import Closed
-from experiments import loader
+from experiments import hints, loader
 from experiments.yaml_text import ConfigError, Located, read, shown
 from sweeps.grammar import check, wrong
 
@@ -337,6 +337,7 @@ def load(name: str | Path, overrides: Iterable[str] = ()) -> ClusterFile:
     """
     path = loader.find(name, CLUSTERS, "cluster file")
     located = read(path)
+    hints.expect(located, "a cluster file")
     loader.apply_overrides(located, overrides)
     cluster = check(Cluster, located)
     problems = []

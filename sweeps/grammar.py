@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 from collections.abc import Iterator
@@ -12,7 +13,8 @@ from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from components.registry import Closed, did_you_mean
-from experiments import loader
+from experiments import hints, loader
+from experiments.schema import Experiment
 from experiments.yaml_text import ConfigError, Located, Path_
 from sweeps.fraction import GENERATORS, SHARES
 
@@ -99,10 +101,7 @@ def parse(located: Located) -> SweepFile:
         data["zip"] = [data["zip"]]
         moved = {("zip", 0, *p[1:]): m for p, m in located.marks.items() if p[:1] == ("zip",)}
         located.marks.update(moved)
-    if "base" not in data and {"model", "training"} & set(data):
-        raise ConfigError(
-            f"{located.mark(())}: this is an experiment, not a sweep; a sweep has a base and rows"
-        )
+    hints.expect(located, "a sweep")
     file = check(SweepFile, located)
     lines = [*_twice(located, ("seeds",), file.seeds), *_own_seeds(located, file)]
     for i, axes in enumerate(file.zip):
@@ -220,12 +219,28 @@ def _describe(schema: type[Closed], located: Located, error: Any) -> str:
     path: Path_ = tuple(part for part in error["loc"] if part != "[key]")
     if error["type"] == "extra_forbidden":
         known = [*_schema_at(schema, path[:-1]).model_fields]
-        message = f"unknown key '{path[-1]}'{did_you_mean(str(path[-1]), known)}"
+        message = f"unknown key '{path[-1]}'{_hint(str(path[-1]), known)}"
     elif error["type"] == WHOLE:
         message = error["msg"]
     else:
         return loader.describe(located, {**error, "loc": path})
     return f"{located.mark(path)}: {'.'.join(map(str, path))}: {message}"
+
+
+def _hint(word: str, known: list[str]) -> str:
+    """What follows `unknown key` in a sweep file: a setting of the experiment goes under `set`."""
+    own = word in SweepFile.model_fields  # though not here
+    if (
+        "set" in known
+        and not own
+        and not difflib.get_close_matches(word, known, n=1, cutoff=hints.CLOSE)
+    ):
+        if word.partition(".")[0] in Experiment.model_fields:
+            path = word if "." in word else f"{word}.…"
+            return f" — a setting of the experiment goes under set: {{{path}: …}}"
+        if (hint := hints.elsewhere({}, "", word, known)) is not None:
+            return f" — {hint}{'' if hint in hints.ADVICE else '; in a sweep it goes under set'}"
+    return did_you_mean(word, known)
 
 
 WHOLE = "whole"  # type of errors whose message says all: no `, got …` follows

@@ -204,7 +204,7 @@ def test_a_mistake_in_a_sweep_is_told_before_anything_is_written(
         ("base: tiny.yaml\nseeds: [0, 0]\n", "x.yaml:2:12: seeds: 0 is given twice"),
         ("base: tiny.yaml\nseeds: [-1]\n", "x.yaml:2:9: seeds.0: should be at least 0, got -1"),
         (f"base: tiny.yaml\nseeds: [{2**63}]\n", "x.yaml:2:9: seeds.0: should be less than …"),
-        ("model: {}\n", "x.yaml:1:1: this is an experiment, not a sweep; a sweep has a …"),
+        ("model: {}\n", "'x.yaml' is an experiment, and plan takes a sweep: train it with: …"),
         ("", "x.yaml:1:1: base: is missing; give it a value"),
     ],
 )  # fmt: skip
