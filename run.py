@@ -27,6 +27,17 @@ F = TypeVar("F", bound=Callable[..., Any])
 SEED = click.IntRange(0, 2**63 - 1)
 COMMANDLINE = click.core.ParameterSource.COMMANDLINE
 FORMATS = {"md": "markdown", "latex": "latex", "html": "html", "csv": "csv", "json": "json"}
+ENDINGS = {  # of files that --out writes; a format of FORMATS
+    ".md": "md",
+    ".markdown": "md",
+    ".tex": "latex",
+    ".latex": "latex",
+    ".html": "html",
+    ".htm": "html",
+    ".csv": "csv",
+    ".json": "json",
+}
+BINARY = (".xlsx", ".xls", ".ods", ".docx", ".odt", ".pdf", ".png", ".svg", ".parquet", ".pkl")
 MOST_DRAWN = 200  # runs whose curves `table` draws; the figures of more are the report's
 
 
@@ -119,6 +130,46 @@ def takes(argument: str, *kinds: str) -> Callable[[F], F]:
         return cast("F", checked)
 
     return wrap
+
+
+def writes_table(command: F) -> F:
+    """Refuses an --out whose ending contradicts --format, or is none of ours, before any work."""
+
+    @functools.wraps(command)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        form, target, as_json = kwargs["form"], kwargs["target"], kwargs["as_json"]
+        if as_json and (target is not None or form not in (None, "json")):
+            raise click.UsageError("--json prints JSON; with --out or --format, use --format json")
+        if target is not None:
+            check_ending(target, form)
+        return command(*args, **kwargs)
+
+    return cast("F", checked)
+
+
+def check_ending(target: Path, form: str | None) -> None:
+    """Raises UsageError where a file's ending is not that of the format, or says no format."""
+    ending = target.suffix.lower()
+    own = ENDINGS.get(ending)
+    known = ", ".join(ENDINGS)
+    if ending in BINARY or (ending and own is None and form is None):
+        raise click.UsageError(
+            f"--out {target}: no table is written as {ending} (known endings: {known}); "
+            "a spreadsheet opens .csv"
+        )
+    if own is not None and form is not None and own != form:
+        raise click.UsageError(
+            f"--out {target} is {own} by its ending, and --format says {form}: change one of them"
+        )
+
+
+def folder_only(context: click.Context, parameter: click.Parameter, value: Path | None) -> Any:
+    """Of an --out that takes a folder: refuses what is plainly the name of a file."""
+    if value is not None and value.suffix.lower() in (*ENDINGS, *BINARY) and not value.is_dir():
+        raise click.UsageError(
+            f"--out {value}: several files are written; give a folder, such as {value.stem}"
+        )
+    return value
 
 
 made_sweep = takes("name", "SWEEP", "MADE")
@@ -957,6 +1008,7 @@ def logs(
 @runs_option
 @json_option
 @made_sweep
+@writes_table
 def table(
     name: str,
     columns: str | None,
@@ -1027,6 +1079,7 @@ def power(name: str, detect: float, root: Path, as_json: bool) -> None:
 @dry_run_option
 @json_option
 @takes("name", "PAPER")
+@writes_table
 def reproduce(
     name: str | None,
     budget: str,
@@ -1125,6 +1178,7 @@ def run_lacking(name: str, root: Path, workers: int | None) -> list[str]:
 @click.option("--out", "target", type=click.Path(path_type=Path, dir_okay=False), help="To a file.")
 @runs_option
 @json_option
+@writes_table
 def ledger(form: str | None, target: Path | None, root: Path, as_json: bool) -> None:
     """Every variant ever run, with its effect and verdict; failures too, the newest last."""
     from analysis import ledger as ledgers
@@ -1146,6 +1200,7 @@ def ledger(form: str | None, target: Path | None, root: Path, as_json: bool) -> 
     "--out",
     "folder",
     type=click.Path(path_type=Path, file_okay=False),
+    callback=folder_only,
     help="A folder; by default SWEEP-report beside the sweep's table.",
 )
 @runs_option
@@ -1181,6 +1236,7 @@ def report(name: str, folder: Path | None, root: Path, as_json: bool) -> None:
     "--out",
     "folder",
     type=click.Path(path_type=Path, file_okay=False),
+    callback=folder_only,
     help="A folder for the figure; by default that of the runs.",
 )
 @runs_option
@@ -1212,8 +1268,7 @@ def print_table(made: Any, form: str | None, target: Path | None) -> None:
         console.print(render.terminal(made, console.width))
         return
     if form is None and target is not None:
-        by_ending = {".tex": "latex"} | {f".{name}": name for name in FORMATS}
-        form = by_ending.get(target.suffix, "md")
+        form = ENDINGS.get(target.suffix.lower(), "md")
     text = render.RENDERERS[FORMATS[str(form)]](made)
     if target is None:
         click.echo(text, nl=not text.endswith("\n"))
@@ -1351,6 +1406,7 @@ def wandb_report(
 @click.option("--format", "form", type=click.Choice(list(FORMATS)), help="Not for a terminal.")
 @click.option("--out", "target", type=click.Path(path_type=Path, dir_okay=False), help="To a file.")
 @json_option
+@writes_table
 @ends_quickly
 def wandb_pull(
     project: str,

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from click import UsageError
 from click.testing import CliRunner, Result
 
 import run
@@ -67,3 +68,40 @@ def test_a_terminal_without_the_letters_shows_their_numbers(root: Path) -> None:
     done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, timeout=PATIENCE)
     assert done.returncode == 0 and b"Traceback" not in done.stderr
     assert b"\\u22120.0397" in done.stdout
+
+
+OUTS = {
+    "table x --out t.xlsx": "no table is written as .xlsx (known endings: .md, .markdown, .tex",
+    "table x --out t.XLSX --format csv": "no table is written as .xlsx",
+    "table x --out t.pdf": "no table is written as .pdf",
+    "table x --out notes.txt": "no table is written as .txt",
+    "table x --out t.csv --format md": "--out t.csv is csv by its ending, and --format says md",
+    "table x --out t.tex --format html": "--out t.tex is latex by its ending",
+    "table x --json --out t.csv": "use --format json",
+    "table x --json --format md": "use --format json",
+    "reproduce press2021 --no-run --out t.xlsx": "no table is written as .xlsx",
+    "reproduce press2021 --no-run --json --out t.json": "use --format json",
+    "ledger --out t.xlsx": "no table is written as .xlsx",
+    "ledger --json --out t.json": "use --format json",
+    "wandb pull team/x --group g --out t.xlsx": "no table is written as .xlsx",
+    "report x --out page.html": "several files are written; give a folder, such as page",
+    "compare x y --out figure.svg": "several files are written; give a folder, such as figure",
+}
+
+
+@pytest.mark.parametrize(("words", "said"), OUTS.items(), ids=OUTS)
+def test_an_out_file_of_no_or_another_format_is_refused(words: str, said: str) -> None:
+    result = CliRunner().invoke(run.cli, words.split(), standalone_mode=False)
+    assert isinstance(result.exception, UsageError)
+    assert said in result.exception.format_message()
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        *[("t.md", None), ("t.CSV", None), ("t.htm", None), ("t", None), ("/dev/stdout", None)],
+        *[("notes.txt", "md"), ("t.tex", "latex"), ("t.v2", "csv")],
+    ],
+)
+def test_an_ending_that_fits_or_says_nothing_passes(name: str, form: str | None) -> None:
+    run.check_ending(Path(name), form)
