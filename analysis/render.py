@@ -13,6 +13,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -276,6 +277,7 @@ def json_text(table: Table) -> str:
                     }
                     for column, cell in zip(columns, row.cells, strict=True)
                 },
+                **({"seeds": [asdict(run) for run in row.seeds]} if row.seeds else {}),
             }
             for row in table.rows
         ],

@@ -81,11 +81,38 @@ class Column:
 
 
 @dataclass(frozen=True)
+class SeedValues:
+    """One run of a row: what the row's means and differences are made of.
+
+    Attributes:
+        seed: the sweep's, by which runs are paired; `own` is the run's, the same unless the row has
+            seeds of its own.
+        state: done, diverged, failed, unfinished, missing or edited.
+        val_loss, val_bpb: nats per token and bits per byte; None where the run does not count.
+        delta_val_loss: from the baseline's loss at this seed, nats per token; None without a pair.
+        note: why it diverged, failed or does not count.
+    """
+
+    seed: int
+    own: int
+    run: str
+    state: str
+    val_loss: float | None
+    val_bpb: float | None
+    delta_val_loss: float | None
+    note: str
+
+
+@dataclass(frozen=True)
 class TableRow:
-    """Cells in the order of the columns. A change of group between rows is drawn as a rule."""
+    """Cells in the order of the columns. A change of group between rows is drawn as a rule.
+
+    `seeds` are the runs behind the cells, in the order of seeds; empty where rows are no variants.
+    """
 
     group: str
     cells: tuple[Cell, ...]
+    seeds: tuple[SeedValues, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -147,7 +174,8 @@ def table(
         title=comparison.manifest.name,
         columns=tuple(column for column, _ in filled),
         rows=tuple(
-            TableRow(r.row.group, line) for r, line in zip(comparison.rows, cells, strict=True)
+            TableRow(r.row.group, line, tuple(_by_seed(r, comparison.baseline)))
+            for r, line in zip(comparison.rows, cells, strict=True)
         ),
         caption=notes.caption(comparison),
         footnotes=(
@@ -158,6 +186,25 @@ def table(
             *_item_notes(comparison, [task for task in by_item if task.key in keys]),
         ),
     )
+
+
+def _by_seed(r: Compared, baseline: Compared) -> Iterable[SeedValues]:
+    found = {**r.runs, **r.diverged, **r.waiting}
+    losses, bpb = r.losses, r.by_seed("val/bpb")
+    paired = baseline.losses if r.difference is not None else {}
+    for seed, run_id in sorted(r.read.runs.items()):
+        run = found.get(seed)
+        pair = seed in losses and seed in paired
+        yield SeedValues(
+            seed,
+            r.read.seeds.get(seed, seed),
+            run_id,
+            run.state if run is not None else "edited",
+            losses.get(seed),
+            bpb.get(seed),
+            losses[seed] - paired[seed] if pair else None,
+            r.excluded.get(seed) or (run.reason if run is not None else ""),
+        )
 
 
 def _chosen(sources: Mapping[str, _Source], columns: Sequence[str] | None) -> list[_Source]:

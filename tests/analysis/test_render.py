@@ -117,6 +117,27 @@ def test_csv_and_json_carry_the_raw_numbers(table: Table) -> None:
     assert (rows[3]["val_loss"], rows[3]["seeds_diverged"], rows[3]["marks"]) == ("", "1", "†")
 
 
+def test_json_holds_the_runs_behind_each_number(table: Table) -> None:
+    rows = json.loads(RENDERERS["json"](table))["rows"]
+    assert len(rows) == len(table.rows)
+    for row in rows:
+        runs, cells = row["seeds"], row["cells"]
+        assert [run["seed"] for run in runs] == sorted(run["seed"] for run in runs)
+        assert len(runs) == cells["seeds"]["planned"]
+        assert len({run["run"] for run in runs}) == len(runs)
+        losses = [run["val_loss"] for run in runs if run["val_loss"] is not None]
+        deltas = [run["delta_val_loss"] for run in runs if run["delta_val_loss"] is not None]
+        assert len(losses) == cells["seeds"]["value"]
+        if (mean := cells["val_loss"]["value"]) is not None:
+            assert sum(losses) / len(losses) == pytest.approx(mean, rel=1e-12)
+        if (mean := cells["delta_val_loss"]["value"]) is not None:
+            assert sum(deltas) / len(deltas) == pytest.approx(mean, rel=1e-9)
+        else:
+            assert not deltas
+    states = {run["state"] for row in rows for run in row["seeds"]}
+    assert {"done", "diverged", "failed", "missing"} <= states
+
+
 def test_html_shows_every_text_as_it_stands(table: Table) -> None:
     fragment = html(table)
     seen = Seen()
