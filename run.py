@@ -226,8 +226,10 @@ def train(
         say(line)
     if dry_run:
         from components.decoder import count
+        from experiments import budget
         from experiments.data import vocab_size
 
+        data = budget.prepared(checked.data, root / "data", check=True)
         model = checked.model
         vocabulary = vocab_size(checked.data, root / "data")
         counts = count(
@@ -239,11 +241,20 @@ def train(
             "state": state,
             "folder": str(run.folder),
             "steps": checked.training.steps,
-            "tokens": checked.training.steps * checked.training.tokens_per_step,
+            "tokens": (tokens := budget.trained_tokens(checked)),
+            "epochs": None if data is None else budget.epochs(tokens, data),
             "parameters": counts.parameters,
             "flops_per_token": counts.flops_per_token,
+            "warnings": list(budget.warnings(checked, data)),
         }
-        out(plan) if as_json else click.echo("\n".join(f"{k}: {v}" for k, v in plan.items()))
+        if as_json:
+            out(plan)
+            return
+        if data is None:
+            plan["epochs"] = "not known until the text is prepared"
+        click.echo("\n".join(f"{k}: {v}" for k, v in plan.items() if k != "warnings"))
+        for line in plan["warnings"]:
+            say(line)
         return
     from experiments import evaluate, scores
     from experiments.record import read_json
@@ -251,7 +262,7 @@ def train(
     from experiments.trainer import train as run_training
 
     evaluate.check(checked.evaluation, fetch=True)
-    unscored = None
+    unscored, before = None, state in ("done", "diverged")
     try:
         result = run_training(checked, seed, root, progress="bar", run=run)
     except ScoringFailed as error:
@@ -259,6 +270,8 @@ def train(
     leave_group()
     if int(os.environ.get("RANK", "0")) != 0:  # one of several processes speaks
         return
+    if before:
+        say(f"{run.id}: finished before{on_date(run / 'result.json')}; result as stored")
     if as_json:
         out(result)
     elif result["status"] == "done":
@@ -274,6 +287,15 @@ def train(
     if result["status"] != "done":
         say(f"diverged: {result['reason']}")
         sys.exit(1)
+
+
+def on_date(path: Path) -> str:
+    """`, on 2026-03-01`: the day on which a record was written."""
+    import datetime
+
+    with contextlib.suppress(OSError):
+        return f", on {datetime.date.fromtimestamp(path.stat().st_mtime)}"
+    return ""
 
 
 def leave_group() -> None:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from components.decoder import count
 from components.dims import ResidualLinear
-from experiments import attempts, checkpoint, measure, provenance, scores, tracking
+from experiments import attempts, budget, checkpoint, measure, provenance, scores, tracking
 from experiments.clock import Clock, peak_memory
 from experiments.data import Dataset
 from experiments.evaluate import Subject, score
@@ -108,6 +108,8 @@ def train(
                 facts: dict[str, float] = {}
                 if result is None:  # else it was done before, or another process was quicker
                     training = Training(experiment, seed, run, data, accelerator, line)
+                    for warning in budget.warnings(experiment, data) if main else ():
+                        line.say(warning)
                     training.resume()
                     facts = {
                         "parameters": training.counts.parameters,
@@ -489,6 +491,7 @@ class Training:
                 "seed": self.seed,
                 "step": self.step,
                 "tokens": self.step * self.tokens_per_step,
+                "epochs": budget.epochs(self.step * self.tokens_per_step, data),
                 "train/loss": self.last.get("train/loss"),
                 "val/loss": self.last.get("val/loss") if done else None,
                 "val/bpb": self.last.get("val/bpb") if done else None,

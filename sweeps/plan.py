@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.registry import UserError
-from experiments import loader
+from experiments import budget, loader
 from experiments.attempts import Attempts
 from experiments.record import FINISHED, Run, all_ids, read_json
 from experiments.yaml_text import read, shown
@@ -30,6 +30,8 @@ from sweeps.probe import Probes
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from experiments.data import Dataset
+
 
 @dataclass(frozen=True)
 class PlanRow:
@@ -37,6 +39,7 @@ class PlanRow:
 
     `try_of` is set on the tries of `tune`: the label of the variant that each is a try of.
     `tries` is set on those variants: the values tried, their own among them, in order.
+    `epochs` are training tokens over tokens of the training split; None until it is prepared.
     """
 
     label: str
@@ -48,6 +51,7 @@ class PlanRow:
     states: Mapping[int, str]  # the sweep's seed -> Run.state
     try_of: str | None = None
     tries: tuple[float, ...] = ()
+    epochs: float | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,8 @@ class Plan:
         flops: training FLOPs of all runs; `missing_flops` of those not finished.
         seconds: what the missing runs would take one after another, at the median speed of the
             runs finished below the same root; None if there are none.
-        notes: what is to be known of the design, line by line: a fraction and its aliases.
+        notes: what is to be known of the design, line by line: a fraction and its aliases, what
+            text or budget cut short.
         stale: rows whose runs so far are of other code or text than now, a line each.
         manifest: what `manifest.write` writes.
     """
@@ -100,6 +105,7 @@ def plan(sweep: Sweep, root: Path, *, here: bool = True, redo: Collection[str] =
     check_tasks(sweep)
     sized = matching.sized(sweep, root / "data", Probes(root / "probes", measuring=here))
     rows, states, costs = [], {}, {}
+    texts = Texts(root / "data")
     changed: list[str] = []
     attempts = Attempts(root)
     chosen: dict[str, str] = {}  # id -> that of the attempt
@@ -130,6 +136,7 @@ def plan(sweep: Sweep, root: Path, *, here: bool = True, redo: Collection[str] =
                 {seed: states[run.id] for seed, run in runs.items()},
                 variant.tuned["of"] if variant.tuned else None,
                 tries(sweep, variant),
+                texts.epochs(variant),
             )
         )
     if changed:
@@ -149,10 +156,37 @@ def plan(sweep: Sweep, root: Path, *, here: bool = True, redo: Collection[str] =
         flops=sum(costs.values()),
         missing_flops=missing_flops,
         seconds=0.0 if not missing else seconds,
-        notes=notes(sweep),
+        notes=(*notes(sweep), *texts.notes()),
         manifest=(record := manifest.build(sweep, sized, chosen)),
         stale=tuple(stale.replaced(root, record)),
     )
+
+
+class Texts:
+    """The prepared text of a sweep's rows, opened once each, and what it is too short for."""
+
+    def __init__(self, cache: Path) -> None:
+        self.cache = cache
+        self.found: dict[str, Dataset | None] = {}
+        self.said: dict[str, list[str]] = {}
+
+    def epochs(self, variant: Variant) -> float | None:
+        """How often a row goes through its training split; None where that is not prepared."""
+        experiment = variant.experiment
+        key = json.dumps(loader.dump(experiment.data, everything=True), sort_keys=True)
+        if key not in self.found:
+            self.found[key] = budget.prepared(experiment.data, self.cache)
+        data = self.found[key]
+        for line in budget.warnings(experiment, data):
+            self.said.setdefault(line, []).append(variant.label)
+        return None if data is None else budget.epochs(budget.trained_tokens(experiment), data)
+
+    def notes(self) -> list[str]:
+        """Each warning once, with the rows that it concerns."""
+        return [
+            f"{line} ({labels[0]}{f' and {len(labels) - 1} more' if len(labels) > 1 else ''})"
+            for line, labels in self.said.items()
+        ]
 
 
 def tries(sweep: Sweep, variant: Variant) -> tuple[float, ...]:
@@ -285,6 +319,9 @@ def render(plan: Plan) -> RenderableType:
     table.add_column("FLOPs/token", justify="right")
     if plan.match:
         table.add_column(f"Δ {plan.match}", justify="right")
+    repeated = any(row.epochs is not None for row in plan.rows)
+    if repeated:
+        table.add_column("epochs", justify="right")
     table.add_column("runs")
     group = plan.rows[0].group
     for row in plan.rows:
@@ -302,6 +339,8 @@ def render(plan: Plan) -> RenderableType:
             off = row.mismatch or 0.0
             style = "yellow" if abs(off) > matching.TOLERANCE else ""
             cells.append(Text(f"{off:+.2%}".replace("-", "−"), style=style))
+        if repeated:
+            cells.append(Text("?" if row.epochs is None else budget.times(row.epochs)))
         counted = Counter(row.states.values())
         counted.update(s for r in plan.rows if r.try_of == row.label for s in r.states.values())
         cells.append(Text(", ".join(f"{n} {state}" for state, n in counted.items())))
