@@ -511,6 +511,35 @@ def components(
     )
 
 
+@cli.command()
+@click.argument("file")
+@click.argument("words", nargs=-1, metavar="[KIND:NAME a=b ...]")
+@json_option
+def check(file: str, words: tuple[str, ...], as_json: bool) -> None:
+    """Check what the components of FILE promise: a .py file of yours, or an experiment.
+
+    \b
+    Every component of a .py file with its defaults, and with the parameters that you add:
+      python run.py check parts.py mixer:gated conv=4 mixer:gated conv=2 model.position=rotary
+    Of an experiment, its components with their parameters (and overrides a.b=c).
+    """
+    from components import contract_report as reports
+    from experiments import precheck
+
+    cases = precheck.cases(file, words)
+    found = []
+    for case in cases:
+        found.append(reports.report(case))
+        if not as_json:
+            click.echo("\n".join(found[-1].lines()))
+    kept = sum(report.kept for report in found)
+    if as_json:
+        rows = [report.as_json() for report in found]
+        out({"schema": 1, "kept": kept == len(found), "components": rows})
+    say(f"{kept} of {len(found)} keep their contract (docs/add-a-component.md)")
+    sys.exit(0 if kept == len(found) else 1)
+
+
 def sampling_options(command: F) -> F:
     for option in reversed(
         [
@@ -1510,6 +1539,14 @@ def main() -> None:
     except Interrupted as error:
         say(f"{error}; what is done is saved, run the same again to go on")
         sys.exit(130)
+    except Exception as error:
+        from components import faults
+
+        line = faults.attribute(error)  # one that is imported? what is ours keeps its traceback
+        if line is None:
+            raise
+        say(f"error: {line}")
+        sys.exit(2)
     sys.exit(0)
 
 

@@ -17,13 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from components import faults
 from components.block import Block, Parts
 from components.dims import Dims, Embedding, Linear
 from components.ffn import NoFFN
 from components.init import initialise
 from components.layout import Layout, Placed
 from components.position import Position
-from components.registry import Spec
+from components.registry import Spec, UserError
 
 
 class Decoder(nn.Module):
@@ -70,6 +71,17 @@ class Decoder(nn.Module):
         initialise(self, self.specs["init"].build(), self.dims, seed)
         return self
 
+    def fill_buffers(self) -> None:
+        """Gives the buffers of a model from `skeleton` what their constructors put into them."""
+        if next(self.buffers(), None) is None:
+            return
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # of a buffer that is drawn: the same in every run
+            real = Decoder(self.dims, self.specs, self.lm_head is None)
+        for name, buffer in real.named_buffers(remove_duplicate=False):
+            owner, _, local = name.rpartition(".")
+            self.get_submodule(owner)._buffers[local] = buffer
+
     @property
     def takes_layout(self) -> bool:
         """Whether position, blocks and mixers say so of themselves; see components/layout.py."""
@@ -104,8 +116,24 @@ class Decoder(nn.Module):
         return F.linear(hidden, self.output_weight)
 
     def new_caches(self, batch: int, length: int) -> "Caches":
-        """Empty caches for generating up to `length` tokens in `batch` sequences."""
-        return Caches([block.mixer.cache(batch, length) for block in self.blocks])  # type: ignore[union-attr,operator]
+        """Empty caches for generating up to `length` tokens in `batch` sequences.
+
+        Raises:
+            UserError: an imported mixer has none, or a block no mixer.
+        """
+        caches = []
+        for block in self.blocks:
+            part = getattr(block, "mixer", None)
+            make = getattr(part, "cache", None)
+            if make is None:
+                entry = faults.owner(block if part is None else part)
+                where = f"{faults.title(entry)}: " if entry else ""
+                raise UserError(
+                    f"{where}{'mixer' if part is None else 'cache(batch, length)'} is missing, "
+                    "which generation needs; see docs/add-a-component.md"
+                )
+            caches.append(make(batch, length))
+        return Caches(caches)
 
 
 @dataclass
@@ -118,6 +146,27 @@ class Caches:
     def select(self, rows: Tensor, length: int) -> "Caches":
         """New caches with room for `length` tokens, their rows those at the indexes `rows`."""
         return Caches([layer.select(rows, length) for layer in self.layers], self.filled)
+
+
+def skeleton(dims: Dims, specs: Mapping[str, Spec], tie_embeddings: bool) -> Decoder:
+    """A decoder on torch's meta device: shapes, and no numbers.
+
+    Raises:
+        UserError: an imported component can't be built, or holds one parameter under two names.
+    """
+    with faults.blamed("while the model is built", specs.values()), torch.device("meta"):
+        model = Decoder(dims, specs, tie_embeddings)
+    names: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        first = names.setdefault(id(parameter), name)
+        if first != name:  # materialising the model would give each name numbers of its own
+            parts = faults.imported_in(specs.values())
+            where = f"{faults.title(parts[0])}: " if len(parts) == 1 else ""
+            raise UserError(
+                f"{where}one parameter is registered twice, as {first} and {name}; "
+                "keep one name, and use it from there"
+            )
+    return model
 
 
 @dataclass(frozen=True)
@@ -142,15 +191,22 @@ class Counts:
 def count(
     dims: Dims, specs: Mapping[str, Spec], tie_embeddings: bool, seq_len: int, flops: bool = True
 ) -> Counts:
-    """Counts a model of these parts without holding a single number of it."""
+    """Counts a model of these parts without holding a single number of it.
+
+    Raises:
+        UserError: an imported component can't be built, or fails in forward or backward.
+    """
+    model = skeleton(dims, specs, tie_embeddings)
     with torch.device("meta"):
-        model = Decoder(dims, specs, tie_embeddings)
         by_name = {name: p.numel() for name, p in model.named_parameters()}
         embeddings = sum(
             n for name, n in by_name.items() if name.startswith(("tok_emb", "position", "lm_head"))
         )
     total = sum(by_name.values())
-    spent = training_flops(model, seq_len) / seq_len if flops else 0.0
+    spent = 0.0
+    if flops:
+        with faults.watched(model, faults.META, specs.values()):
+            spent = training_flops(model, seq_len) / seq_len
     return Counts(total, total - embeddings, spent, by_name)
 
 

@@ -49,6 +49,7 @@ import numpy as np
 from filelock import FileLock
 from tqdm import tqdm
 
+from components import faults
 from components.pieces import PIECE, encode_long
 from components.registry import Spec, UserError, build
 from experiments.record import disk_error
@@ -246,7 +247,8 @@ def prepare(data: DataConfig, cache: Path, *, progress: bool = True) -> Dataset:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(folder.parent / f"{key}.lock"):
                 if not _is_whole(folder):
-                    _prepare_alone(data, folder, progress)
+                    with faults.blamed("while the text is prepared", [value for _, value in data]):
+                        _prepare_alone(data, folder, progress)
         except OSError as error:
             raise disk_error(error, folder.parent) from error
     return Dataset(folder)

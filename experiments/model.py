@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from components.decoder import Decoder
+from components import faults
+from components.decoder import Decoder, skeleton
 from components.linear_cross_entropy import linear_cross_entropy, losses_by_target
 from components.objective import CrossEntropy
 from experiments import checkpoint, own_code, provenance
@@ -22,11 +22,16 @@ from experiments.schema import Experiment
 
 
 def build(experiment: Experiment, vocab_size: int, seed: int) -> Decoder:
-    """The experiment's model on the CPU with its initial values; no number is drawn twice."""
-    m = experiment.model
-    with torch.device("meta"):
-        model = Decoder(experiment.dims(vocab_size), m.specs, m.tie_embeddings)
-    return model.to_empty(device="cpu").initialise(seed)
+    """The experiment's model on the CPU with its initial values; no number is drawn twice.
+
+    Raises:
+        UserError: an imported component can't be built, or says not how a parameter begins.
+    """
+    m, dims = experiment.model, experiment.dims(vocab_size)
+    model = skeleton(dims, m.specs, m.tie_embeddings).to_empty(device="cpu")
+    with faults.blamed("while the model is built", m.specs.values()):
+        model.fill_buffers()
+        return model.initialise(seed)
 
 
 class LanguageModel(nn.Module):
@@ -89,8 +94,8 @@ def load_trained(
         path = checkpoint.path_of(folder, step)
         state = checkpoint.check(path)
     m = experiment.model
-    with torch.device("meta"):
-        model = Decoder(experiment.dims(vocab_size), m.specs, m.tie_embeddings)
+    model = skeleton(experiment.dims(vocab_size), m.specs, m.tie_embeddings)
+    model.fill_buffers()
     model.load_state_dict(checkpoint.load_weights(path), assign=True)
     return Trained(run, experiment, model.eval(), state["step"])
 

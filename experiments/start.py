@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 
 from components.memory_cpu import hold_freed_memory
-from experiments import own_code, provenance
+from experiments import own_code, precheck, provenance
 from experiments.data import Dataset
 from experiments.loader import changed_defaults, code_digest, to_yaml
 from experiments.record import (
@@ -147,6 +147,7 @@ def hold(
                 if (run / "result.json").exists():
                     result = read_json(run / "result.json")
                 else:
+                    precheck.check_run(experiment, seed, data, run.folder)
                     begin(run, experiment, seed, data, accelerator)
             except UserError as error:
                 refused = error

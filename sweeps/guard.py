@@ -11,6 +11,9 @@ The first batch is that of the first seed, as many of its sequences as are cheap
 evenly over the vocabulary where the text is not prepared yet. A model of more than LARGEST
 parameters is compared as a copy of two layers: what differs there differs, what does not may yet
 differ in the layers left out, and is said, not refused.
+
+Every row with runs to do is also put through experiments/precheck.py, each distinct model once: a
+mixer that sees the future would come out "better".
 """
 
 from __future__ import annotations
@@ -26,9 +29,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from components.decoder import Decoder
+from components.decoder import Decoder, skeleton
 from components.registry import UserError
-from experiments import data, loader
+from experiments import data, loader, precheck
 from experiments.model import build
 from experiments.record import FINISHED, Run, id_parts
 from experiments.schema import Experiment
@@ -36,9 +39,6 @@ from experiments.trainer import key
 from sweeps import manifest, matching
 from sweeps.design import Sweep
 
-LARGEST = 50_000_000  # parameters of a model that is compared whole
-LARGEST_COPY = 200_000_000  # of a copy of two layers; beyond, nothing is compared
-TOKENS = 1024  # of the first batch, or a sequence where one is longer
 LONGEST = 4096  # tokens at which logits are compared beyond the training length
 MANY = 20  # models, from which on it takes long enough to be announced
 
@@ -68,6 +68,7 @@ def check(sweep: Sweep, record: Mapping[str, Any], root: Path, say: Callable[[st
         UserError: two rows do the same; names both and the setting, one line for each such pair.
     """
     rows = _rows(record, root)
+    refuse(sweep, [row for row in rows if row.waits], root / "data", say)
     groups: dict[Any, list[_Row]] = defaultdict(list)
     for row in rows if any(row.waits for row in rows) else ():
         groups[row.elsewhere, _shapes(row.experiment, row.vocabulary)].append(row)
@@ -79,6 +80,30 @@ def check(sweep: Sweep, record: Mapping[str, Any], root: Path, say: Callable[[st
         wrong += _same(sweep, group, root / "data", say)
     if wrong:
         raise UserError("\n".join(wrong))
+
+
+def refuse(sweep: Sweep, rows: Sequence[_Row], cache: Path, say: Callable[[str], None]) -> None:
+    """Refuses rows with a part that would spoil their numbers; see experiments/precheck.py.
+
+    Raises:
+        UserError: a line for each such component, with the first row that uses it.
+    """
+    seed, done = sweep.seeds[0], set[str]()
+    wrong: dict[str, str] = {}
+    for row in rows:
+
+        def tokens(row: _Row = row) -> Tensor:
+            return first_tokens(row.experiment, seed, row.vocabulary, cache)
+
+        def hear(text: str, row: _Row = row) -> None:
+            say(f"'{row.label}': {text}")
+
+        try:
+            precheck.check(row.experiment, seed, row.vocabulary, tokens, done, hear)
+        except UserError as error:
+            wrong.setdefault(str(error), row.label)
+    if wrong:
+        raise UserError("\n".join(f"{line} (row '{label}')" for line, label in wrong.items()))
 
 
 def _rows(record: Mapping[str, Any], root: Path) -> list[_Row]:
@@ -104,7 +129,7 @@ def _same(
     seed = sweep.seeds[0]
     first: dict[str, _Row] = {}
     for row in rows:
-        small = _cut(row.experiment, row.vocabulary)
+        small = precheck.small(row.experiment, row.vocabulary)
         if small is None:
             say(f"not checked whether '{row.label}' does anything: its model is too large for it")
             continue
@@ -142,33 +167,18 @@ def _settings(one: Experiment, other: Experiment) -> Iterator[str]:
 
 def _shapes(experiment: Experiment, vocabulary: int) -> tuple[tuple[str, torch.Size], ...]:
     m = experiment.model
-    with torch.device("meta"):
-        model = Decoder(experiment.dims(vocabulary), m.specs, m.tie_embeddings)
+    model = skeleton(experiment.dims(vocabulary), m.specs, m.tie_embeddings)
     return tuple((name, p.shape) for name, p in model.named_parameters())
-
-
-def _cut(experiment: Experiment, vocabulary: int) -> Experiment | None:
-    """The experiment itself, or with two layers where it is large; None where that is large too."""
-
-    def parameters(e: Experiment) -> int:
-        return sum(shape.numel() for _, shape in _shapes(e, vocabulary))
-
-    if parameters(experiment) <= LARGEST:
-        return experiment
-    model = experiment.model.model_copy(update={"n_layers": min(2, experiment.model.n_layers)})
-    small = experiment.model_copy(update={"model": model})
-    return small if parameters(small) <= LARGEST_COPY else None
 
 
 def first_tokens(experiment: Experiment, seed: int, vocabulary: int, cache: Path) -> Tensor:
     """`(B, T+1)` of the first batch's sequences, or drawn where the text is not prepared."""
     t = experiment.training
-    count = min(t.global_batch_size, max(1, TOKENS // t.seq_len))
     try:
         text = data.load(cache / data.cache_key(experiment.data))
-        batch = text.batch(0, seed=seed, seq_len=t.seq_len, global_batch_size=t.global_batch_size)
-        return torch.from_numpy(batch[:count])
+        return precheck.first_batch(text, experiment, seed)
     except UserError:
+        count = min(t.global_batch_size, max(1, precheck.TOKENS // t.seq_len))
         generator = torch.Generator().manual_seed(key(seed))
         tokens = torch.randint(vocabulary, (count, t.seq_len + 1), generator=generator)
         tokens[:, 7::16] = vocabulary - 1  # where tokenizers have their end of text

@@ -10,10 +10,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from components import registry
+from components import contract_report, registry
+from components.contract import (
+    DIMS,
+    LENGTH,
+    MODEL_KINDS,
+    Case,
+    Check,
+    cases,
+    checks,
+    promised,
+    tokens,
+)
 from components.decoder import Decoder
-from components.registry import Entry, load_file
-from tests.components.contract import DIMS, Case, Check, checks, tokens
+from components.faults import Broken
+from components.registry import Entry, UserError, load_file
 
 ALL = [
     pytest.param(*pair, id=f"{pair[1]}-{pair[0].__name__}") for pair in checks(registry.entries())
@@ -23,6 +34,22 @@ ALL = [
 @pytest.mark.parametrize(("check", "case"), ALL)
 def test_every_component_keeps_its_contract(check: Check, case: Case) -> None:
     check(case)
+
+
+MODELS = [case for case in cases(registry.entries()) if case.entry.kind in MODEL_KINDS]
+
+
+@pytest.mark.parametrize("case", MODELS, ids=str)
+@torch.no_grad()
+def test_built_in_models_are_causal_to_the_bit(case: Case) -> None:
+    model, ids = case.decoder(), tokens(1)
+    before = model(ids)
+    for place in (1, LENGTH // 2, LENGTH - 1):
+        changed = ids.clone()
+        changed[0, place] = (changed[0, place] + 1) % DIMS.vocab_size
+        after = model(changed)
+        assert torch.equal(after[:, :place], before[:, :place])
+        assert not torch.equal(after[:, place:], before[:, place:])
 
 
 @pytest.mark.parametrize("mixer", registry.names("mixer"))
@@ -172,9 +199,65 @@ def test_the_contract_catches_each_broken_promise(third_party: Path) -> None:
     for check, case in checks(entries_of(third_party, BAD)):
         try:
             check(case)
-        except AssertionError:
+        except (Broken, UserError):
             caught.setdefault(case.entry.name, set()).add(check.__name__)
     for name, broken in BROKEN.items():
         assert broken <= caught[name], name
     assert caught["untrained"] == BROKEN["untrained"]
     assert caught["unsaid"] == BROKEN["unsaid"]
+
+
+PARAMETERS = '''
+"""Components that take parameters."""
+import torch
+from torch import nn
+from components.dims import Linear, ResidualLinear
+from components.registry import register
+
+@register("ffn", "balanced")
+class Balanced(nn.Module):
+    """y = W x, with an auxiliary gradient in training alone. Nobody 2024."""
+    def __init__(self, dims, layer, *, balance: float = 0.1):
+        super().__init__()
+        self.balance = balance
+        self.w = ResidualLinear(dims.d_model, dims.d_model, bias=False)
+    def forward(self, x):
+        out = self.w(x)
+        if self.training:
+            aux = self.balance * out.square().sum()
+            out = out + (aux - aux.detach())
+        return out
+
+@register("activation", "clipped")
+class Clipped(nn.Module):
+    """min(x, most). Nobody 2024."""
+    def __init__(self, *, most: float):
+        super().__init__()
+        self.most = most
+    def forward(self, x):
+        return x.clamp(max=self.most)
+'''
+
+
+def broken(case: Case) -> list[str]:
+    return [f.promise for f in contract_report.report(case).findings if f.broken]
+
+
+def test_a_parameter_that_acts_in_training_alone_is_not_dead(third_party: Path) -> None:
+    balanced = next(e for e in entries_of(third_party, PARAMETERS) if e.name == "balanced")
+    assert broken(Case(balanced)) == []
+
+
+def test_a_required_parameter_is_asked_for_and_can_be_given(third_party: Path) -> None:
+    clipped = next(e for e in entries_of(third_party, PARAMETERS) if e.name == "clipped")
+    asked = contract_report.report(Case(clipped))
+    assert not asked.kept
+    assert asked.unchecked == "it needs most; add: activation:clipped most=…"
+    assert broken(Case(clipped, {"most": 0.5})) == []
+    assert [str(case) for case in cases([clipped])] == []
+
+
+def test_every_promise_has_words() -> None:
+    for case in cases(registry.entries()):
+        for check in promised(case):
+            assert (check.__doc__ or "").split("\n")[0].endswith("."), check.__name__

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from components import registry
+from components.contract import Case
 from components.optimizer import decay_groups
 from components.registry import UserError
-from tests.components.contract import Case
 
 
 def factors(name: str, steps: int, **params: Any) -> list[float]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from components.registry import UserError
-from experiments import loader
+from experiments import loader, precheck
 from experiments.data import prepare
 from experiments.record import Run, write_json
 from sweeps import design, guard, plan
@@ -148,12 +148,12 @@ def test_in_a_copy_of_two_layers_what_coincides_is_said_not_refused(
         "rows: [{label: wide, set: {model.mixer.window: 16}}, "
         "{label: narrow, set: {model.mixer.window: 4}}]\n"
     )
-    monkeypatch.setattr(guard, "LARGEST", 1000)
+    monkeypatch.setattr(precheck, "LARGEST", 1000)
     assert checked(rows, root) == [
         "'wide' may do nothing: model.mixer.window: null → 16 changes nothing against 'baseline' "
         f"in a copy of 2 layers {ALIKE}"
     ]
-    monkeypatch.setattr(guard, "LARGEST_COPY", 1000)
+    monkeypatch.setattr(precheck, "LARGEST_COPY", 1000)
     assert checked(rows, root) == [
         f"not checked whether '{label}' does anything: its model is too large for it"
         for label in ("baseline", "wide", "narrow")
