@@ -63,12 +63,19 @@ def cli() -> None:
 # --- options that several commands share ---------------------------------------------------------
 
 
+class HomePath(click.Path):
+    """A path in which `~` is the home folder: a shell leaves it in `--runs=~/r`."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        return super().convert(os.path.expanduser(value), param, ctx)  # noqa: PTH111
+
+
 def runs_option(command: F) -> F:
     return click.option(
         "--runs",
         "root",
-        type=click.Path(path_type=Path, file_okay=False),
-        default=lambda: Path(os.environ.get("CETERIS_RUNS", "runs")),
+        type=HomePath(path_type=Path, file_okay=False),
+        default=lambda: os.environ.get("CETERIS_RUNS", "runs"),
         show_default="$CETERIS_RUNS, or runs",
         help="Where runs live.",
     )(command)
@@ -314,7 +321,7 @@ def scoring_options(command: F) -> F:
             click.option("--limit", help="First items of each task; below 1: a share; or all."),
             click.option("--num-fewshot", type=click.IntRange(min=0), help="Examples."),
             click.option(
-                "--include-path", type=click.Path(), help="A folder of task YAMLs of your own."
+                "--include-path", type=HomePath(), help="A folder of task YAMLs of your own."
             ),
             click.option("--max-length", type=click.IntRange(min=1), help="Tokens seen at once."),
             click.option("--add-bos-token", is_flag=True, default=None, help="Before contexts."),
@@ -474,7 +481,7 @@ def show_scores(records: dict[str, Any]) -> None:
 
 def at(root: Path) -> str:
     """The --runs option for a suggested command, where it is needed."""
-    usual = os.environ.get("CETERIS_RUNS", "runs")
+    usual = os.path.expanduser(os.environ.get("CETERIS_RUNS", "runs"))  # noqa: PTH111
     return "" if str(root) == usual else f" --runs {shlex.quote(str(root))}"
 
 
@@ -497,7 +504,13 @@ def show(experiment: str, overrides: tuple[str, ...], as_json: bool) -> None:
 @cli.command()
 @click.argument("kind", required=False)
 @click.argument("name", required=False)
-@click.option("--import", "imports", multiple=True, type=Path, help="A .py file of your own.")
+@click.option(
+    "--import",
+    "imports",
+    multiple=True,
+    type=HomePath(path_type=Path),
+    help="A .py file of your own.",
+)
 @json_option
 def components(
     kind: str | None, name: str | None, imports: tuple[Path, ...], as_json: bool
@@ -1055,7 +1068,7 @@ def logs(
 @sweep_argument
 @click.option("--columns", help="Their keys, with commas between; or all.")
 @click.option("--format", "form", type=click.Choice(list(FORMATS)), help="Not for a terminal.")
-@click.option("--out", "target", type=click.Path(path_type=Path, dir_okay=False), help="To a file.")
+@click.option("--out", "target", type=HomePath(path_type=Path, dir_okay=False), help="To a file.")
 @runs_option
 @json_option
 @made_sweep
@@ -1124,7 +1137,7 @@ def power(name: str, detect: float, root: Path, as_json: bool) -> None:
 )
 @click.option("--no-run", is_flag=True, help="Only from the runs that are there.")
 @click.option("--format", "form", type=click.Choice(list(FORMATS)), help="Not for a terminal.")
-@click.option("--out", "target", type=click.Path(path_type=Path, dir_okay=False), help="To a file.")
+@click.option("--out", "target", type=HomePath(path_type=Path, dir_okay=False), help="To a file.")
 @runs_option
 @workers_option
 @dry_run_option
@@ -1226,7 +1239,7 @@ def run_lacking(name: str, root: Path, workers: int | None) -> list[str]:
 
 @cli.command()
 @click.option("--format", "form", type=click.Choice(list(FORMATS)), help="Not for a terminal.")
-@click.option("--out", "target", type=click.Path(path_type=Path, dir_okay=False), help="To a file.")
+@click.option("--out", "target", type=HomePath(path_type=Path, dir_okay=False), help="To a file.")
 @runs_option
 @json_option
 @writes_table
@@ -1250,7 +1263,7 @@ def ledger(form: str | None, target: Path | None, root: Path, as_json: bool) -> 
 @click.option(
     "--out",
     "folder",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=HomePath(path_type=Path, file_okay=False),
     callback=folder_only,
     help="A folder; by default SWEEP-report beside the sweep's table.",
 )
@@ -1286,7 +1299,7 @@ def report(name: str, folder: Path | None, root: Path, as_json: bool) -> None:
 @click.option(
     "--out",
     "folder",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=HomePath(path_type=Path, file_okay=False),
     callback=folder_only,
     help="A folder for the figure; by default that of the runs.",
 )
@@ -1455,7 +1468,7 @@ def wandb_report(
 @click.option("--baseline", metavar="LABEL", help="Which variant is the baseline.")
 @click.option("--metric", default="val/loss", show_default=True, help="In the runs' summaries.")
 @click.option("--format", "form", type=click.Choice(list(FORMATS)), help="Not for a terminal.")
-@click.option("--out", "target", type=click.Path(path_type=Path, dir_okay=False), help="To a file.")
+@click.option("--out", "target", type=HomePath(path_type=Path, dir_okay=False), help="To a file.")
 @json_option
 @writes_table
 @ends_quickly

@@ -110,14 +110,22 @@ def _mixed(rows: Sequence[Compared]) -> Iterator[Mixed]:
             for value, seeds in by_value.items():
                 named = f"{r.label} s{', s'.join(map(str, seeds))}"
                 values.setdefault(value, []).append(named if len(by_value) > 1 else r.label)
-        if len(values) > 1 and not (key == "tokens" and _near(map(float, values))):
+        alike = key == "imports" and not any(_several(r, key) for r in rows)
+        alike = alike or (key == "tokens" and _near(map(float, values)))
+        if len(values) > 1 and not alike:
             yield Mixed(key, {value: tuple(labels) for value, labels in values.items()})
+
+
+def _several(r: Compared, key: str) -> bool:
+    return len({value for run in r.runs.values() for value in _facts(run, key)}) > 1
 
 
 def _concerning(r: Compared, baseline: Compared, mixed: Sequence[Mixed]) -> Iterator[str]:
     """The keys in which the row's runs differ from one another or from the baseline's."""
     for m in mixed:
-        both = (*r.runs.values(), *baseline.runs.values())
+        both = [*r.runs.values(), *baseline.runs.values()]
+        if m.key == "imports":  # a row's own components may well be others than the baseline's
+            both = [*r.runs.values()]
         values = {value for run in both for value in _facts(run, m.key)}
         if len(values) > 1 and not (m.key == "tokens" and _near(map(float, values))):
             yield m.key

@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components.registry import UserError
+from components.registry import UserError, path_from
 
 __all__ = ["Run", "UserError", "append_rows", "read_json", "read_rows", "write_atomically"]
 
@@ -378,7 +378,7 @@ def find(root: Path, prefix: str) -> Run:
     Raises:
         UserError: none or several; says which.
     """
-    as_path = Path(prefix)
+    as_path = path_from("", prefix)
     with contextlib.suppress(OSError):  # a name too long for a path
         if (as_path / "experiment.yaml").is_file():
             return Run(as_path.resolve().parent, as_path.resolve().name)
