@@ -18,11 +18,20 @@ from typing import Any
 
 from analysis.budgets import with_curves
 from analysis.compared import INCOMPARABLE, Compared, Comparison, Flip, Mixed, Verdict
-from analysis.results import Manifest, Row, Run, finite, in_state, numbers
+from analysis.results import (
+    Manifest,
+    Row,
+    Run,
+    finite,
+    in_state,
+    numbers,
+    read_manifest,
+    read_runs,
+)
 from analysis.statistics import Adjusted, Difference, holm, paired_difference
 from analysis.tuning import tuned
 
-__all__ = ["INCOMPARABLE", "TOLERANCE", "Compared", "Comparison", "compare"]
+__all__ = ["INCOMPARABLE", "TOLERANCE", "Compared", "Comparison", "compare", "open_sweep"]
 
 TOLERANCE = 0.01  # what is planned to be equal may differ by so much of itself
 SHORT = 7  # letters of a commit
@@ -61,6 +70,16 @@ def compare(manifest: Manifest, runs: Mapping[str, Run], root: Path | None = Non
         commits=tuple(sorted({c for run in known if (c := _commit(run))})),
         flips=flips,
     )
+
+
+def open_sweep(name: str, root: Path) -> Comparison:
+    """The sweep that was run or submitted as `name`, compared, from its records below `root`.
+
+    Raises:
+        UserError: there is no such sweep, or a record is damaged.
+    """
+    manifest = read_manifest(root / "sweeps" / f"{name}.json")
+    return compare(manifest, read_runs(manifest, root), root)
 
 
 # --- the runs of each row -------------------------------------------------------------------------
