@@ -1071,11 +1071,15 @@ def logs(
 @click.option("--out", "target", type=HomePath(path_type=Path, dir_okay=False), help="To a file.")
 @runs_option
 @json_option
+@click.option("--wide", is_flag=True, help="LaTeX: table*, over both columns of a page.")
+@click.option("--scale", is_flag=True, help="LaTeX: keep all columns, scaled to the line.")
 @made_sweep
 @writes_table
 def table(
     name: str,
     columns: str | None,
+    wide: bool,
+    scale: bool,
     form: str | None,
     target: Path | None,
     root: Path,
@@ -1087,6 +1091,8 @@ def table(
     from sweeps import manifest
 
     form = "json" if as_json else form
+    if (wide or scale) and "latex" not in (form, ENDINGS.get(target.suffix) if target else None):
+        raise click.UsageError("--wide and --scale are of LaTeX: add --format latex or --out X.tex")
     planned = manifest.load(root, name)
     path = manifest.path_of(root, planned["name"])
     chosen = tuple(key.strip() for key in columns.split(",")) if columns is not None else None
@@ -1099,7 +1105,7 @@ def table(
     runs = results.read_runs(record, root)
     made = tables.ablation_table(record, runs, root, chosen)
     say_missing(record, runs, root)
-    print_table(made, form, target)
+    print_table(made, form, target, wide=wide, scale=scale)
 
 
 @cli.command()
@@ -1320,8 +1326,11 @@ def compare(names: tuple[str, ...], folder: Path | None, root: Path, as_json: bo
     say("written: " + "  ".join(map(str, written)) if written else "no figure: no run has a curve")
 
 
-def print_table(made: Any, form: str | None, target: Path | None) -> None:
-    """A table in a format, by default that of the file's ending, or a terminal's, to a file."""
+def print_table(made: Any, form: str | None, target: Path | None, **of_latex: bool) -> None:
+    """A table in a format, by default that of the file's ending, or a terminal's, to a file.
+
+    `of_latex`: what `render.latex` takes besides.
+    """
     from analysis import render
     from experiments.record import write_atomically
 
@@ -1333,7 +1342,12 @@ def print_table(made: Any, form: str | None, target: Path | None) -> None:
         return
     if form is None and target is not None:
         form = ENDINGS.get(target.suffix.lower(), "md")
-    text = render.RENDERERS[FORMATS[str(form)]](made)
+    if form == "latex":
+        text = render.latex(made, **of_latex)
+        if gone := render.left_out_of_latex(made, **of_latex):
+            say(f"left out for want of width (--wide or --scale keeps more): {', '.join(gone)}")
+    else:
+        text = render.RENDERERS[FORMATS[str(form)]](made)
     if target is None:
         click.echo(text, nl=not text.endswith("\n"))
     else:

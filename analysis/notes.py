@@ -94,6 +94,14 @@ def caption(comparison: Comparison) -> str:
     return f"{text} A lower loss is better."
 
 
+SPEED = "Tokens/s: median over finished runs, on the hardware that each ran on."
+
+
+def of_one_column() -> dict[str, str]:
+    """Footnote -> key of the only column that it is about."""
+    return {SPEED: "tokens_per_s", **{text: key for key, text in MEANINGS.items()}}
+
+
 def footnotes(comparison: Comparison, columns: Collection[str]) -> Iterator[str]:
     """What the cells don't say. `columns` are the keys of those that are shown."""
     yield from _gaps(comparison)
@@ -103,7 +111,7 @@ def footnotes(comparison: Comparison, columns: Collection[str]) -> Iterator[str]
     yield from _curves(comparison, columns)
     yield from (text for key, text in MEANINGS.items() if key in columns)
     if "tokens_per_s" in columns and any(r.by_seed("tokens_per_s") for r in comparison.rows):
-        yield "Tokens/s: median over finished runs, on the hardware that each ran on."
+        yield SPEED
     yield _provenance(comparison)
 
 

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 SCHEMA = 1
 GAP = 3  # letters between two columns of a terminal
 PLAIN_GROUPS = ("baseline", "rows")  # groups that need no heading
-TEXT_WIDTH, PAGE_WIDTH = 345.0, 480.0  # points, of LaTeX's article class; the latter with margins
+# Points that LaTeX's article class has for a line, and for both columns of a two-column page.
+TEXT_WIDTH, PAGE_WIDTH = 345.0, 469.0
 SIZES = (("footnotesize", 4.6, 4), ("scriptsize", 4.1, 3))  # points of a letter; of \\tabcolsep
 
 _LATEX = {
@@ -101,11 +102,15 @@ def markdown(table: Table) -> str:
     return "\n".join(out) + "\n"
 
 
-def latex(table: Table) -> str:
+def latex(table: Table, *, wide: bool = False, scale: bool = False) -> str:
     """A `table` environment that needs only booktabs: `\\input` it, or paste it.
 
-    Where it is too wide for a page even in small letters, columns that matter least are left out;
-    a comment names them.
+    Where it is too wide for a line even in small letters, columns that matter least are left out;
+    a comment names them. LaTeX itself warns where the line at hand is narrower than the table.
+
+    Args:
+        wide: `table*`, over both columns of a two-column page.
+        scale: keep all columns, made smaller by graphicx as far as they must be.
     """
 
     def text(cell: Cell) -> str:
@@ -118,7 +123,8 @@ def latex(table: Table) -> str:
         guard = "{}" if cells[0].startswith(("[", "*", "(")) else ""
         return f"    {guard}{' & '.join(cells)} \\\\"
 
-    size, gap, kept, left_out = _latex_layout(table)
+    size, gap, kept, left_out = _latex_layout(table, wide, scale)
+    name = "table*" if wide else "table"
     columns = [table.columns[i] for i in kept]
     comment = [f"% Left out for want of width: {escape_latex(', '.join(left_out))}."]
     width = len(columns)
@@ -130,39 +136,69 @@ def latex(table: Table) -> str:
             body.append(rf"    \multicolumn{{{width}}}{{l}}{{\emph{{{escape_latex(heading)}}}}} \\")
         body.append(line([text(row.cells[i]) for i in kept]))
     slug = re.sub(r"[^A-Za-z0-9]+", "-", table.title).strip("-")
-    notes = [f"    {escape_latex(note)} \\par" for note in table.footnotes]
+    notes = [f"    {escape_latex(note)} \\par" for note in table.notes(kept)]
     return "\n".join(
         [
-            r"% Needs \usepackage{booktabs}.",
+            r"% Needs \usepackage{booktabs}." + r" And \usepackage{graphicx}." * scale,
             *comment * bool(left_out),
-            r"\begin{table}[t]",
+            rf"\begin{{{name}}}[t]",
             rf"  \centering\{size}\setlength{{\tabcolsep}}{{{gap}pt}}",
             rf"  \caption{{{escape_latex(table.caption)}}}",
             rf"  \label{{tab:{slug}}}\smallskip",
-            # What is too wide goes into both margins alike.
-            rf"  \makebox[\linewidth]{{\begin{{tabular}}"
+            rf"  \sbox0{{\begin{{tabular}}"
             rf"{{{''.join(column.align[0] for column in columns)}}}",
             r"    \toprule",
             *body,
             r"    \bottomrule",
-            r"  \end{tabular}}",
+            r"  \end{tabular}}%",
+            *_latex_box(slug, _droppable(table, kept), scale),
             *([r"  \par\medskip", r"  \begin{minipage}{\linewidth}\raggedright"] if notes else []),
             *notes,
             *([r"  \end{minipage}"] if notes else []),
-            r"\end{table}",
+            rf"\end{{{name}}}",
             "",
         ]
     )
 
 
-def _latex_layout(table: Table) -> tuple[str, int, list[int], list[str]]:
+def _latex_box(slug: str, droppable: str, scale: bool) -> list[str]:
+    """Prints box 0, which holds the tabular; a box that only looks as wide as the line would hide
+    that it is not."""
+    if scale:
+        fitted = r"\resizebox{\linewidth}{!}{\usebox0}"
+        return [rf"  \ifdim\wd0>\linewidth{fitted}\else\usebox0\fi"]
+    return [
+        r"  \ifdim\wd0>\linewidth",
+        rf"    \GenericWarning{{}}{{LaTeX Warning: table {slug} is wider than the line: write it",
+        rf"      with --wide or --scale, or leave out columns: {droppable}}}%",
+        r"  \fi",
+        r"  \usebox0",
+    ]
+
+
+def _droppable(table: Table, kept: Sequence[int]) -> str:
+    """Keys of the columns that would go first: those that matter least, then the widest."""
+    letters = _letters(table)
+    order = sorted(kept[1:], key=lambda i: (-table.columns[i].priority, -letters[i]))
+    keys = (re.sub(r"[^A-Za-z0-9_:,./@-]", "?", table.columns[i].key) for i in order[:3])
+    return " ".join(keys)
+
+
+def _latex_layout(
+    table: Table, wide: bool = False, scale: bool = False
+) -> tuple[str, int, list[int], list[str]]:
     """Size of letters, gap between columns (points), the columns that fit and those that don't:
     the largest letters in which all fit, or else the smallest."""
     (large, letter, gap), (small, small_letter, small_gap) = SIZES
-    if sum(_letters(table)) * letter + 2 * gap * len(table.columns) <= TEXT_WIDTH:
+    room = PAGE_WIDTH if wide else TEXT_WIDTH
+    if scale or sum(_letters(table)) * letter + 2 * gap * len(table.columns) <= room:
         return large, gap, [*range(len(table.columns))], []
-    room = PAGE_WIDTH / small_letter
-    return small, small_gap, *_fitting(table, room, 2 * small_gap / small_letter)
+    return small, small_gap, *_fitting(table, room / small_letter, 2 * small_gap / small_letter)
+
+
+def left_out_of_latex(table: Table, *, wide: bool = False, scale: bool = False) -> list[str]:
+    """Titles of the columns for which `latex` has no room."""
+    return _latex_layout(table, wide, scale)[3]
 
 
 def html(table: Table) -> str:
@@ -296,7 +332,7 @@ def terminal(table: Table, width: int = 120) -> Group:
 
     kept, left_out = _fitting(table, width - 1, GAP)
     blocks = [_lines(table, widths) for widths in _blocks(table, kept, width - 1)]
-    notes = [table.caption, *(f"• {note}" for note in table.footnotes)]
+    notes = [table.caption, *(f"• {note}" for note in table.notes(kept))]
     if left_out:
         notes.append(f"• Left out at this width: {', '.join(left_out)}.")
     title = Text(f"{table.title}\n", "bold")

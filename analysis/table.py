@@ -117,13 +117,22 @@ class TableRow:
 
 @dataclass(frozen=True)
 class Table:
-    """What every renderer takes. Text is plain Unicode; escaping is the renderer's work."""
+    """What every renderer takes. Text is plain Unicode; escaping is the renderer's work.
+
+    `of_column`: footnote -> key of the column without which it says nothing.
+    """
 
     title: str
     columns: tuple[Column, ...]
     rows: tuple[TableRow, ...]
     caption: str
     footnotes: tuple[str, ...]
+    of_column: Mapping[str, str] = field(default_factory=dict)
+
+    def notes(self, kept: Iterable[int]) -> list[str]:
+        """The footnotes where only these columns, by index, are shown."""
+        keys = {self.columns[i].key for i in kept}
+        return [note for note in self.footnotes if self.of_column.get(note) in (None, *keys)]
 
 
 @dataclass(frozen=True)
@@ -185,6 +194,7 @@ def table(
             ),
             *_item_notes(comparison, [task for task in by_item if task.key in keys]),
         ),
+        of_column=notes.of_one_column(),
     )
 
 

@@ -7,6 +7,8 @@ import io
 import json
 import os
 import re
+import shutil
+import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -71,7 +73,8 @@ def test_latex_is_balanced_and_escaped(table: Table) -> None:
             assert opened.pop() == name
     assert not opened and tex.count(r"\begin{table}") == 1
     # Take away what is escaped, the comments and the arguments: nothing that TeX acts on is left.
-    bare = re.sub(r"\\[&%$#_{}]", "", tex.split("\n", 2)[2])
+    box = re.compile(r"%\n  \\ifdim.*?\\usebox0", re.DOTALL)  # ours, and commands throughout
+    bare = re.sub(r"\\[&%$#_{}]", "", box.sub("", tex.split("\n", 2)[2]))
     assert bare.count("{") == bare.count("}") and bare.count("$") % 2 == 0
     outside_math = re.sub(r"\$[^$]*\$", "", bare)
     assert not set("%#~^_<>|").intersection(outside_math)
@@ -79,8 +82,11 @@ def test_latex_is_balanced_and_escaped(table: Table) -> None:
     lines = [line for line in body.splitlines() if line.endswith(r"\\")]
     full = [line for line in lines if r"\multicolumn" not in line]
     assert len(full) == 7 and len(lines) == 9
-    assert {len(re.findall(r"(?<!\\)&", line)) for line in full} == {7}
-    assert tex.splitlines()[1] == "% Left out for want of width: FLOPs/token, Val bpb."
+    assert {len(re.findall(r"(?<!\\)&", line)) for line in full} == {5}
+    assert (
+        tex.splitlines()[1]
+        == "% Left out for want of width: Params, FLOPs/token, Tokens/s, Val bpb."
+    )
     # Each row follows \\ or a rule, both of which would take [ for an optional argument.
     assert not any(line.lstrip().startswith(("[", "*")) for line in lines)
     assert tex.isascii()
@@ -210,3 +216,64 @@ def test_letters_of_two_columns_keep_the_table_straight(table: Table) -> None:
     text = rendered(replace(table, rows=(wide, *others)), "terminal-150")
     lines = [line for line in text.splitlines() if "3/3" in line]
     assert len({cell_len(line[: line.index("3/3")]) for line in lines}) == 1
+
+
+def compiled(tex: str, folder: Path, options: str = "") -> tuple[float, float, str]:
+    """Width of what is printed and of the line (points), and what pdflatex said, on one line."""
+    probe = r"\typeout{BOX=\the\wd0 LINE=\the\linewidth}"
+    tex = tex.replace("\n  \\ifdim", f"\n  {probe}\\ifdim", 1)
+    (folder / "x.tex").write_text(
+        rf"\documentclass[{options}]{{article}}\usepackage{{booktabs,graphicx}}"
+        rf"\begin{{document}}{tex}\end{{document}}"
+    )
+    environment = {**os.environ, "max_print_line": "10000"}
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "x.tex"],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    found = re.search(r"BOX=([\d.]+)pt\s*LINE=([\d.]+)pt", done.stdout)
+    assert found is not None
+    return float(found[1]), float(found[2]), done.stdout
+
+
+needs_latex = pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
+
+
+@needs_latex
+@pytest.mark.parametrize("options", ["", "twocolumn"])
+@pytest.mark.parametrize("wide", [False, True])
+def test_latex_fits_the_line_or_names_what_to_drop(
+    table: Table, tmp_path: Path, options: str, wide: bool
+) -> None:
+    width, line, said = compiled(latex(table, wide=wide), tmp_path, options)
+    warned = "Warning: table odd-names is wider than the line" in said
+    assert warned == (width > line)
+    assert ("Overfull" in said) == warned
+    if warned:
+        named = re.search(r"leave out columns: ([\w ]+) on input", said)
+        keys = [column.key for column in table.columns[1:]]
+        assert named is not None and set(named[1].split()) <= set(keys)
+
+
+@needs_latex
+@pytest.mark.parametrize("options", ["", "twocolumn"])
+def test_latex_scaled_to_the_line_keeps_every_column(
+    table: Table, tmp_path: Path, options: str
+) -> None:
+    tex = latex(table, scale=True)
+    assert "Left out" not in tex
+    width, line, said = compiled(tex, tmp_path, options)
+    assert width > line and "Overfull" not in said
+
+
+def test_notes_of_a_column_that_is_left_out_are_too(table: Table) -> None:
+    def notes(tex: str) -> bool:
+        return "Tokens/s: median" in tex
+
+    narrow = latex(table)
+    assert "Tokens/s" in narrow.split("\n")[1] and not notes(narrow)
+    assert notes(latex(table, scale=True))

@@ -105,3 +105,11 @@ def test_an_out_file_of_no_or_another_format_is_refused(words: str, said: str) -
 )
 def test_an_ending_that_fits_or_says_nothing_passes(name: str, form: str | None) -> None:
     run.check_ending(Path(name), form)
+
+
+def test_wide_and_scaled_tables_are_of_latex(root: Path) -> None:
+    wide = table(root, "--format", "latex", "--wide")
+    assert r"\begin{table*}[t]" in wide.stdout and "left out for want of width" in wide.stderr
+    scaled = table(root, "--format", "latex", "--scale")
+    assert r"\resizebox{\linewidth}" in scaled.stdout and "left out" not in scaled.stderr
+    assert "are of LaTeX" in table(root, "--scale").stderr
