@@ -242,7 +242,7 @@ def train(
         counts = count(
             checked.dims(vocabulary), model.specs, model.tie_embeddings, checked.training.seq_len
         )
-        plan = {
+        plan: dict[str, Any] = {
             "schema": 1,
             "id": run.id,
             "state": state,

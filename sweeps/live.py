@@ -46,7 +46,10 @@ class Lines:
         self.rows = {job.id: Row(job.id, "pending", job.label, job.seed) for job in jobs}
         self.workers = slots.workers
         before = f", {finished} finished before" if finished else ""
-        where = "one thread each" if slots.threads == 1 else f"{slots.threads} threads each"
+        own = {job.experiment.get("execution", {}).get("threads") for job in jobs}
+        threads = sorted({given or slots.threads for given in own})
+        count = " or ".join(map(str, threads))
+        where = "one thread each" if threads == [1] else f"{count} threads each"
         gpus = len({d for d in slots.devices if d is not None})
         where = f"on {gpus} GPU{'s' * (gpus > 1)}" if gpus else where
         runs = f"{len(jobs)} run{'s' * (len(jobs) > 1)}"

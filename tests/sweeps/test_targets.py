@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 import run
 from analysis.published import PaperFile
-from components.registry import UserError
+from components.registry import Closed, UserError
 from experiments import hints
 from experiments.loader import load
 from experiments.schema import Experiment
@@ -35,9 +36,20 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     made.mkdir(parents=True)
     for name in ("experiment.yaml", "provenance.json", "result.json"):
         (made / name).write_text("{}\n")
-    manifest = {"schema": 1, "name": "norms7", "file": "/a/norms7.yaml", "baseline": "A"}
+    manifest: dict[str, Any] = {
+        "schema": 1,
+        "name": "norms7",
+        "file": "/a/norms7.yaml",
+        "baseline": "A",
+    }
     manifest |= {"seeds": [0], "match": None, "tokens": 1, "overrides": [], "description": ""}
-    row = {"label": "A", "group": "rows", "changes": {}, "runs": {"0": ID}, "experiment": {}}
+    row: dict[str, Any] = {
+        "label": "A",
+        "group": "rows",
+        "changes": {},
+        "runs": {"0": ID},
+        "experiment": {},
+    }
     row |= {"parameters": 1, "flops_per_token": 1, "mismatch": None, "differences": []}
     sweeps = tmp_path / "runs" / "sweeps"
     sweeps.mkdir()
@@ -136,6 +148,6 @@ def test_paths_of_a_sweep_are_pointed_to_their_place(folder: Path) -> None:
 
 def test_the_words_of_each_file_are_those_of_its_schema() -> None:
     common = {"description", "name", "base"}
-    schemas = (Experiment, SweepFile, Cluster, PaperFile)
+    schemas: tuple[type[Closed], ...] = (Experiment, SweepFile, Cluster, PaperFile)
     for (words, _), schema in zip(hints.FILES.values(), schemas, strict=True):
         assert words == set(schema.model_fields) - common
