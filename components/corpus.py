@@ -472,8 +472,8 @@ class HuggingFace(Corpus):
             import datasets
 
             cache = None
-            if folder := self._folder():
-                # datasets itself knows a file by its time, which need not change with it
+            folder = self._folder()
+            if folder:  # datasets knows a file by its time, which need not change with its text
                 contents = self._contents(folder)
                 caches = Path(datasets.config.HF_DATASETS_CACHE)
                 cache = str(caches / f"ceteris-{_digest(contents)}")
@@ -483,10 +483,10 @@ class HuggingFace(Corpus):
                 split=self.split,
                 revision=self.revision,
                 streaming=self.streaming,
-                cache_dir=cache or None,
+                cache_dir=cache,
             )
             if folder and self._contents(folder) != contents:
-                shutil.rmtree(cache, ignore_errors=True)
+                shutil.rmtree(str(cache), ignore_errors=True)
                 raise UserError(f"corpus.path: {folder} changed while it was read; start again")
             if rows.column_names is not None:  # a stream may not know before it is read
                 text_files.check_column(self.column, rows.column_names, f"data set '{self.path}'")

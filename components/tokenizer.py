@@ -11,6 +11,7 @@ the text's length in UTF-8.
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -266,28 +267,30 @@ def _sample(documents: Iterator[str], limit: int, piece: int = 1 << 16) -> Itera
     """About the first `limit` bytes, in pieces: the trainer buffers 256 of what it is given."""
     taken = 0
     for document in documents:
-        long = len(document) > PIECE  # where lines may be as long as the document
-        for text in (
-            (text for _, text in pieces(document, piece)) if long else _lines(document, piece)
-        ):
+        for text in _lines(document, piece):
             yield text
             taken += len(text.encode())
             if taken >= limit:
                 return
 
 
+_LINE = re.compile(r"[^\n\r\v\f\x1c-\x1e\x85\u2028\u2029]*(?:\r\n|[\s\S]|\Z)")  # as str.splitlines
+
+
 def _lines(document: str, size: int) -> Iterator[str]:
-    """A document's lines, as many together as have `size` characters."""
-    lines: list[str] = []
+    """A document's lines, as many together as have `size` characters; a huge one in pieces."""
+    together: list[str] = []
     taken = 0
-    for line in document.splitlines(keepends=True):
-        if lines and taken + len(line) > size:
-            yield "".join(lines)
-            lines, taken = [], 0
-        lines.append(line)
-        taken += len(line)
-    if lines:
-        yield "".join(lines)
+    for match in _LINE.finditer(document):
+        line = match[0]
+        for part in [line] if len(line) <= PIECE else [part for _, part in pieces(line, size)]:
+            if together and taken + len(part) > size:
+                yield "".join(together)
+                together, taken = [], 0
+            together.append(part)
+            taken += len(part)
+    if taken:
+        yield "".join(together)
 
 
 _END_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<|im_end|>", "[SEP]")

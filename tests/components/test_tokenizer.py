@@ -115,6 +115,19 @@ def test_bpe_learns_from_no_more_than_train_bytes() -> None:
     assert len(tokenizer.encode("word after word")) == 3
 
 
+def test_bpe_is_given_lines_together_and_a_huge_one_in_pieces(monkeypatch) -> None:
+    from components import tokenizer
+
+    lines = "a\nbc\r\n\u2028def\x85\rghi j"
+    together = list(tokenizer._sample(iter([lines, "k"]), 100, piece=3))
+    assert together == ["a\n", "bc\r\n", "\u2028", "def\x85", "\r", "ghi j", "k"]
+    monkeypatch.setattr(tokenizer, "PIECE", 1000)
+    parts = list(tokenizer._sample(iter(["word " * 9999]), 10**6, piece=100))
+    assert "".join(parts) == "word " * 9999
+    assert max(map(len, parts)) <= 100
+    assert all(part.startswith(" word") for part in parts[1:])
+
+
 @pytest.mark.parametrize("make", [Bytes, Characters, lambda: BPE(vocab_size=400)])
 def test_saved_and_loaded_is_the_same(tmp_path: Path, make) -> None:
     tokenizer, again = learnt(make()), make()
