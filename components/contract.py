@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -70,8 +70,8 @@ class Case:
     """One component with its parameters, and the small model that it stands in."""
 
     entry: Entry
-    params: dict[str, Any] = field(default_factory=dict)
-    around: dict[str, Any] = field(default_factory=dict)
+    params: Mapping[str, Any] = field(default_factory=dict)
+    around: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return "-".join([self.entry.kind, self.entry.name, *map(_short, self.settings.items())])

@@ -45,8 +45,8 @@ def keeps_its_state(
         raise Broken(
             f"at a learning rate of 0 a step changes {moved}: after load_state_dict(state_dict()), "
             "which Accelerate calls before training, steps no longer read param_groups[i]['lr'], "
-            "and the schedule has no effect (a wrapper should hand out the inner optimizers' own "
-            "groups each time it is asked: param_groups as a property)"
+            "and the schedule has no effect (a wrapper should collect the inner optimizers' "
+            "groups again at the end of its load_state_dict)"
         )
     _set_rate(optimizer, 1.0)
     for number in (2, 3):

@@ -15,18 +15,25 @@ as far as it is not too large; see `small`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from components import contract_report, faults, promises, promises_training, registry
+from components import (
+    contract_report,
+    contract_training,
+    faults,
+    promises,
+    promises_training,
+    registry,
+)
 from components.contract import Case
 from components.decoder import Decoder, count, skeleton
 from components.dims import Dims
-from components.faults import Broken
+from components.faults import Broken, require
 from components.registry import UserError
 from experiments import loader
 from experiments.data import Dataset
@@ -38,7 +45,8 @@ LARGEST = 50_000_000  # parameters of a model that is looked at complete
 LARGEST_COPY = 200_000_000  # of a copy of two layers; a larger one is not looked at
 TOKENS = 1024  # of the first batch, or a sequence where one is longer
 FEW = 24  # tokens of a sequence, where no part is imported
-MOST = 2048  # tokens of a sequence otherwise
+LEAST, MOST = 64, 2048  # tokens of a sequence otherwise, as WORK allows
+WORK = 5_000_000_000  # parameters times tokens of one pass, a second or so on a CPU
 VOCABULARY = 257  # at the most, where nothing depends on it
 PLAIN = {"norm": "layernorm", "position": "none", "mixer": "attention", "ffn": "mlp"}
 PLAIN |= {"block": "pre", "init": "fan_in"}
@@ -142,18 +150,16 @@ def _check_model(
     specs = list(m.specs.values())
     if own:
         with _named(*specs):
-            promises.same_initial_values(lambda: build(experiment, vocabulary, seed))
-            promises.keeps_values_of_constructors(
-                lambda: Decoder(experiment.dims(vocabulary), m.specs, m.tie_embeddings),
-                lambda: build(experiment, vocabulary, seed),
-            )
+            _check_initial_values(shallow(experiment), seed)
     model = build(experiment, vocabulary, seed)
+    length = _length(model, tokens.shape[1] - 1) if own else FEW
+    rows = max(1, WORK // _size(model) // length) if own else 1
     with (
         _named(experiment.training.objective, *specs),
         faults.watched(model, "on the first batch", specs),
     ):
-        _check_loss(model, experiment, tokens if own else tokens[:1, : FEW + 1])
-    length = min(tokens.shape[1] - 1, MOST if own else FEW)
+        _check_loss(model, experiment, tokens[:rows, : length + 1])
+    length = min(tokens.shape[1] - 1, length)
     if length < 2:
         return
     promises.stir(model.eval())
@@ -168,6 +174,25 @@ def _check_model(
     specs = through if _imported(*through) else specs
     with _named(*specs), faults.blamed("in steps with a cache", specs):
         promises.caches_keep_what_they_are_given(model, ids[:2])
+
+
+def _size(model: Decoder) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def _length(model: Decoder, most: int) -> int:
+    """Tokens of a sequence: all, or where that is too much work a power of two."""
+    affordable = min(MOST, max(LEAST, WORK // _size(model) // 3))
+    return most if most <= affordable else 1 << affordable.bit_length() - 1
+
+
+def _check_initial_values(experiment: Experiment, seed: int) -> None:
+    m, dims = experiment.model, experiment.dims(VOCABULARY)
+    promises.same_initial_values(lambda: build(experiment, VOCABULARY, seed))
+    promises.keeps_values_of_constructors(
+        lambda: Decoder(dims, m.specs, m.tie_embeddings),
+        lambda: build(experiment, VOCABULARY, seed),
+    )
 
 
 def _check_loss(model: Decoder, experiment: Experiment, tokens: Tensor) -> None:
@@ -230,11 +255,32 @@ def check_run(experiment: Experiment, seed: int, data: Dataset, folder: Path) ->
     Raises:
         UserError: as `check`.
     """
-    if not parts(experiment) or (folder / "provenance.json").exists():
+    if (folder / "provenance.json").exists():
+        return
+    _check_data(experiment, data)
+    if not parts(experiment):
         return
     m, t = experiment.model, experiment.training
     count(experiment.dims(data.vocab_size), m.specs, m.tie_embeddings, t.seq_len)
     check(experiment, seed, data.vocab_size, lambda: first_batch(data, experiment, seed))
+
+
+def _check_data(experiment: Experiment, data: Dataset) -> None:
+    """What an imported corpus or tokenizer made: shards whose name changes with the text, and ids
+    that the model has an embedding for."""
+    corpus, tokenizer = experiment.data.corpus, experiment.data.tokenizer
+    with _named(corpus):
+        if _imported(corpus):
+            contract_training.fingerprint_is_a_name_for_the_text(Case(corpus.entry, corpus.params))
+    with _named(tokenizer):
+        for ids in (data.train, data.val) if _imported(tokenizer) else ():
+            most = max((int(part.max()) for part in _pieces(ids)), default=0)
+            size = data.vocab_size
+            require(most < size, f"it gives the id {most}, but vocab_size is {size}")
+
+
+def _pieces(ids: Any) -> Iterator[Any]:
+    return (ids[start : start + (1 << 22)] for start in range(0, len(ids), 1 << 22))
 
 
 def first_batch(data: Dataset, experiment: Experiment, seed: int) -> Tensor:

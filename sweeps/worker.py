@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from components import faults
 from experiments.record import (
     SCHEMA,
     Interrupted,
@@ -91,7 +92,7 @@ def attempt(run: Run, carry_out: Callable[[], None]) -> int:
         return fail(run, str(error))
     except BaseException as error:
         traceback.print_exc()
-        return fail(run, f"{type(error).__name__}: {error}")
+        return fail(run, faults.attribute(error) or f"{type(error).__name__}: {error}")
     return DONE
 
 
