@@ -1,13 +1,17 @@
-"""Training speed beside transformers' models: tokens per second, and peak memory.
+"""Training speed beside a plain GPT-2 and transformers' models: tokens per second, peak memory.
 
     python benchmarks/train_step.py                     all shapes, fp32 and bf16, one thread
     python benchmarks/train_step.py --shape 4x128 --precision bf16 --compile
+    ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 \\
+        python benchmarks/train_step.py --no-memory     as a processor with AVX2 alone computes
 
-Peers run in a bare loop: autocast, forward, cross-entropy, backward, clipping, fused AdamW. Ours
+Peers run in a bare loop: autocast, forward, cross-entropy, backward, clipping, AdamW (fused for
+transformers' models; not for the plain GPT-2, whose usual script fuses on GPUs alone). Ours
 runs through `experiments.trainer.Training.train_step`, with its data, schedule, checks and log
 rows. All contenders take turns in one process, so that a noisy machine is noisy for all; each
-ratio is the median over turns of the ratio within a turn, with its quartiles. Memory is the peak
-of a process of its own, less what it held before the model.
+ratio is the median over turns of the ratio within a turn, with its quartiles. Ratios are of the
+process's CPU time, which others on the machine disturb less; those of wall-clock time stand
+beside them. Memory is the peak of a process of its own, less what it held before the model.
 """
 
 from __future__ import annotations
@@ -50,6 +54,8 @@ SHAPES = {
     "8x512": Shape(8, 512, 8, 512, 16384, 4),
 }
 LR = 1e-3
+PLAIN = "plain GPT-2"
+PEERS = (PLAIN, "GPT2LMHeadModel", "LlamaForCausalLM")
 Step = Callable[[], None]
 
 
@@ -124,7 +130,13 @@ def hidden(shape: Shape) -> int:
     return round(8 * shape.d_model / 3 / 8) * 8
 
 
-def bare(model: Any, logits: Callable[[Any], Any], shape: Shape, precision: str) -> Step:
+def bare(
+    model: Any,
+    logits: Callable[[Any], Any],
+    shape: Shape,
+    precision: str,
+    fused: bool | None = True,
+) -> Step:
     """The loop that everybody writes first."""
     import torch
     import torch.nn.functional as F
@@ -135,7 +147,7 @@ def bare(model: Any, logits: Callable[[Any], Any], shape: Shape, precision: str)
         [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
         lr=LR,
         betas=(0.9, 0.95),
-        fused=True,
+        fused=fused,
     )
     data, count = RandomTokens(shape), iter(range(10**9))
 
@@ -184,8 +196,58 @@ def transformers_model(name: str, shape: Shape) -> Any:
     )
 
 
+def plain_gpt2(shape: Shape) -> Any:
+    """GPT-2 as a short script writes it: fused q, k, v, torch's own attention, GELU and loss.
+
+    Radford et al. 2019, Language Models are Unsupervised Multitask Learners, section 2.3.
+    """
+    import torch
+    import torch.nn.functional as F
+    from torch import Tensor, nn
+
+    width, heads = shape.d_model, shape.n_heads
+
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm_1, self.norm_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+            self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+            self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+        def forward(self, x: Tensor) -> Tensor:
+            batch, length, _ = x.shape
+            q, k, v = self.qkv(self.norm_1(x)).split(width, dim=2)
+            q, k, v = (t.view(batch, length, heads, -1).transpose(1, 2) for t in (q, k, v))
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            x = x + self.out(mixed.transpose(1, 2).reshape(batch, length, width))
+            return x + self.down(F.gelu(self.up(self.norm_2(x))))
+
+    class GPT2(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = nn.Embedding(shape.vocab_size, width)
+            self.places = nn.Embedding(shape.seq_len, width)
+            self.layers = nn.ModuleList(Layer() for _ in range(shape.n_layers))
+            self.norm = nn.LayerNorm(width)
+            self.head = nn.Linear(width, shape.vocab_size, bias=False)
+            self.head.weight = self.words.weight
+            for parameter in self.parameters():
+                if parameter.ndim == 2:
+                    nn.init.normal_(parameter, std=0.02)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            x = self.words(tokens) + self.places(torch.arange(tokens.shape[1]))
+            for layer in self.layers:
+                x = layer(x)
+            return self.head(self.norm(x))
+
+    return GPT2()
+
+
 def contender(name: str, shape: Shape, precision: str, folder: Path) -> Step:
     """A contender by its name in the printed table."""
+    if name == PLAIN:
+        return bare(model := plain_gpt2(shape), model, shape, precision, fused=False)
     if name in ("GPT2LMHeadModel", "LlamaForCausalLM"):
         model = transformers_model(name, shape)
         return bare(model, lambda tokens: model(tokens).logits, shape, precision)
@@ -221,22 +283,25 @@ def bare_ours(language: Any, experiment: Any, shape: Shape, precision: str) -> S
     return step
 
 
-def measure(steps: dict[str, Step], turns: int, seconds: float) -> dict[str, list[float]]:
-    """Seconds per step of each contender, taking turns; each turn lasts about `seconds`."""
+def measure(
+    steps: dict[str, Step], turns: int, seconds: float
+) -> dict[str, list[tuple[float, float]]]:
+    """(CPU, wall-clock) seconds per step of each contender, by turns of about `seconds` each."""
     counts = {}
     for name, step in steps.items():
         step()
         step()
-        began = time.perf_counter()
+        began = time.process_time()
         step()
-        counts[name] = max(1, round(seconds / (time.perf_counter() - began)))
-    times: dict[str, list[float]] = {name: [] for name in steps}
+        counts[name] = max(1, round(seconds / (time.process_time() - began)))
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     for _ in range(turns):
         for name, step in steps.items():
-            began = time.perf_counter()
+            cpu, wall = time.process_time(), time.perf_counter()
             for _ in range(counts[name]):
                 step()
-            times[name].append((time.perf_counter() - began) / counts[name])
+            cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+            times[name].append((cpu / counts[name], wall / counts[name]))
     return times
 
 
@@ -271,35 +336,49 @@ def print_peak(name: str, shape: Shape, precision: str) -> None:
 
 def report(key: str, precision: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     shape = SHAPES[key]
-    names = ["GPT2LMHeadModel", "ceteris gpt2", "ceteris gpt2 bare"]
+    names = [PLAIN, "GPT2LMHeadModel", "ceteris gpt2", "ceteris gpt2 bare"]
     names += ["LlamaForCausalLM", "ceteris llama-160m"]
     if args.compile:
         names.append("ceteris gpt2 compiled")
+    if args.only:
+        names = [name for name in names if name in args.only]
     with tempfile.TemporaryDirectory() as folder:
         steps = {n: contender(n, shape, precision, Path(folder)) for n in names}
         times = measure(steps, args.turns, args.seconds)
     rows = []
+    peers = [name for name in PEERS if name in names]
     print(f"\n{key}, T {shape.seq_len}, V {shape.vocab_size}, B {shape.batch}, {precision}")
-    head = ("", "tokens/s", "x GPT2LMHeadModel", "x LlamaForCausalLM", "peak MiB")
-    print("{:<24}{:>10}{:>24}{:>24}{:>10}".format(*head))
+    line = "{:<22}{:>9}{:>9}" + "{:>30}" * len(peers) + "{:>9}"
+    print(line.format("", "tok/CPU s", "tok/s", *(f"x {peer} (wall)" for peer in peers), "MiB"))
     for name in names:
         row: dict[str, Any] = {"shape": key, "precision": precision, "name": name}
-        row["tokens_per_s"] = shape.tokens / statistics.median(times[name])
+        row["tokens_per_cpu_s"], row["tokens_per_s"] = (
+            shape.tokens / statistics.median(column) for column in zip(*times[name], strict=True)
+        )
         cells = []
-        for peer in ("GPT2LMHeadModel", "LlamaForCausalLM"):
-            ratios = [p / t for p, t in zip(times[peer], times[name], strict=True)]
-            low, _, high = statistics.quantiles(ratios, n=4)
-            row[f"x {peer}"] = statistics.median(ratios)
-            cells.append(f"{row[f'x {peer}']:.2f} ({low:.2f}-{high:.2f})")
-        compiled = name.endswith(("compiled", "bare"))
-        row["peak_mib"] = None if compiled else peak_memory(name, key, precision)
-        peak = "" if compiled else f"{row['peak_mib']:,.0f}"
-        print(f"{name:<24}{row['tokens_per_s']:>10,.0f}{cells[0]:>24}{cells[1]:>24}{peak:>10}")
+        for peer in peers:
+            cpu, wall = ratios(times[peer], times[name])
+            row[f"x {peer}"], row[f"x {peer}, wall"] = cpu[1], wall[1]
+            cells.append(f"{cpu[1]:.2f} [{cpu[0]:.2f}, {cpu[2]:.2f}] ({wall[1]:.2f})")
+        alone = args.memory and not name.endswith(("compiled", "bare"))
+        row["peak_mib"] = peak_memory(name, key, precision) if alone else None
+        peak = f"{row['peak_mib']:,.0f}" if alone else ""
+        speeds = f"{row['tokens_per_cpu_s']:,.0f}", f"{row['tokens_per_s']:,.0f}"
+        print(line.format(name, *speeds, *cells, peak), flush=True)
         rows.append(row)
-    both = zip(times["ceteris gpt2"], times["ceteris gpt2 bare"], strict=True)
-    low, middle, high = (100 * (q - 1) for q in statistics.quantiles([a / b for a, b in both], n=4))
-    print(f"the trainer adds {middle:+.1f}% ({low:+.1f} to {high:+.1f}) to its model's bare step")
+    if {"ceteris gpt2", "ceteris gpt2 bare"} <= set(names):
+        cpu, _ = ratios(times["ceteris gpt2"], times["ceteris gpt2 bare"])
+        low, middle, high = (100 * (q - 1) for q in cpu)
+        print(f"the trainer adds {middle:+.1f}% [{low:+.1f}, {high:+.1f}] of CPU time to its model")
     return rows
+
+
+def ratios(
+    peer: list[tuple[float, float]], own: list[tuple[float, float]]
+) -> tuple[list[float], list[float]]:
+    """How many times faster `own` is, turn by turn: quartiles by CPU time and by wall clock."""
+    pairs = list(zip(peer, own, strict=True))
+    return tuple(statistics.quantiles([p[i] / o[i] for p, o in pairs], n=4) for i in (0, 1))  # type: ignore[return-value]
 
 
 def main() -> None:
@@ -307,6 +386,8 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, action="append")
     parser.add_argument("--precision", choices=["fp32", "bf16"], action="append")
     parser.add_argument("--compile", action="store_true", help="also ours with torch.compile")
+    parser.add_argument("--only", action="append", help="this contender alone; repeatable")
+    parser.add_argument("--no-memory", dest="memory", action="store_false")
     parser.add_argument("--turns", type=int, default=11)
     parser.add_argument("--seconds", type=float, default=1.0, help="of one turn")
     parser.add_argument("--threads", type=int, default=1)
@@ -322,7 +403,11 @@ def main() -> None:
     if args.memory_of:
         print_peak(args.memory_of, SHAPES[shapes[0]], precisions[0])
         return
-    print(f"torch {torch.__version__}, {args.threads} thread(s), {args.turns} turns")
+    capability = torch.backends.cpu.get_cpu_capability()
+    print(
+        f"torch {torch.__version__}, {capability}, {args.threads} thread(s), {args.turns} turns; "
+        "ratios by CPU time: median [quartiles], and by wall clock in brackets"
+    )
     rows = [row for key in shapes for p in precisions for row in report(key, p, args)]
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")

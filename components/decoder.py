@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -24,6 +23,7 @@ from components.ffn import NoFFN
 from components.init import initialise
 from components.layout import Layout, Placed
 from components.position import Position
+from components.products import linear
 from components.registry import Spec, UserError
 
 
@@ -113,7 +113,7 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """`(..., D)` -> `(..., V)`."""
-        return F.linear(hidden, self.output_weight)
+        return linear(hidden, self.output_weight)
 
     def new_caches(self, batch: int, length: int) -> "Caches":
         """Empty caches for generating up to `length` tokens in `batch` sequences.

@@ -18,6 +18,7 @@ from torch import Tensor
 from components.attention_compiled import compiled
 from components.attention_cpu import BlockedAttention, keeps
 from components.linear_cross_entropy import linear_cross_entropy as linear_cross_entropy
+from components.products import by_fp32
 
 Path = Literal["plain", "sdpa", "blocked"]
 
@@ -38,12 +39,18 @@ def causal_attention(
     queries are the last T of the S positions (a cache holds the others). `bias` is added to the
     scores and broadcasts to (B, H, T, S); `window` lets a query see that many keys, its own
     included. `dropout` applies as given: pass 0 in evaluation. Returns (B, H, T, Dh) in the
-    dtype of the products. `path` overrides the choice of implementation.
+    dtype of the products. `path` overrides the choice of implementation. In bf16 on a CPU without
+    instructions for it everything between the rounded inputs and the output is in fp32.
     """
     device = q.device.type
     if device != "meta" and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    if path is None and by_fp32(q, q.dtype):
+        with torch.autocast(device, enabled=False):
+            wide = (q.float(), k.float(), v.float())
+            out = causal_attention(*wide, bias=bias, window=window, dropout=dropout)
+            return out.to(q.dtype)
     if window is not None and window >= k.shape[2]:
         window = None
     path = path or choose(q, k, bias, window, dropout)

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from components.products import linear, product
+
 IGNORE = -100
 """The target of a position that has none."""
 
@@ -62,7 +64,7 @@ def plain(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, z_loss: float = 0.0
 ) -> Tensor:
     """The definition, with whole logits; what the FLOP counter sees."""
-    logits = F.linear(hidden, weight, bias)
+    logits = linear(hidden, weight, bias)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     loss = F.cross_entropy(logits, targets, reduction="sum", ignore_index=IGNORE)
     if z_loss:
@@ -79,7 +81,7 @@ def losses_by_target(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     rows = max(256, CHUNK.get(hidden.device.type, 1 << 24) // weight.shape[0])
     parts = zip(hidden.split(rows), targets.split(rows), strict=True)
     return torch.cat(
-        [F.cross_entropy(F.linear(h, weight).float(), t, reduction="none") for h, t in parts]
+        [F.cross_entropy(linear(h, weight).float(), t, reduction="none") for h, t in parts]
     )
 
 
@@ -104,13 +106,13 @@ class LinearCrossEntropy(torch.autograd.Function):
             for start in range(0, hidden.shape[0], max(1, rows)):
                 part = slice(start, start + rows)
                 h = hidden[part].to(dtype)
-                logits = F.linear(h, w, b)
+                logits = linear(h, w, b)
                 loss += losses(logits, targets[part], z_loss, exact, train)
                 if d_hidden is not None:
-                    d_hidden[part] = logits @ w
+                    d_hidden[part] = product(logits, w)
                 if train and ctx.needs_input_grad[1]:
-                    product = (logits.T @ h).to(exact)
-                    d_weight = product if d_weight is None else d_weight.add_(product)
+                    added = product(logits.T, h).to(exact)
+                    d_weight = added if d_weight is None else d_weight.add_(added)
                 if train and ctx.needs_input_grad[2]:
                     total = logits.sum(0, dtype=exact)
                     d_bias = total if d_bias is None else d_bias.add_(total)

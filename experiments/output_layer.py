@@ -10,12 +10,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from components.products import bf16_instructions, product
 from experiments.prefix_tree import Row
 
 
@@ -79,7 +79,7 @@ class Head:
         chosen = hidden.new_empty(len(targets), dtype=self.exact)
         first = torch.empty(len(targets), dtype=torch.bool, device=device)
         for block, start in enumerate(starts):
-            logits = (hidden @ weight[start : start + self.words].T).to(self.exact)
+            logits = product(hidden, weight[start : start + self.words].T).to(self.exact)
             mine = slice(cuts[block], cuts[block + 1])
             if mine.stop > mine.start:
                 own, column = logits[state[mine]], target[mine] - start
@@ -121,10 +121,8 @@ class Likeliest:
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight
         self.exact = torch.promote_types(weight.dtype, torch.float32)
-        able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-        quick = able.get("avx512_bf16") or able.get("amx_bf16")
         self.rough: Tensor | None = None
-        if quick and weight.device.type == "cpu" and self.exact == torch.float32:
+        if bf16_instructions() and weight.device.type == "cpu" and self.exact == torch.float32:
             again = weight[-1:].expand(-len(weight) % self.SPAN, -1)  # the last word fills the span
             self.rough = torch.cat([weight, again]).bfloat16()
             self.longest = weight.to(self.exact).norm(dim=1).max()

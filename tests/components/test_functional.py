@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from components import attention_cpu
+from components import attention_cpu, products
 from components.attention_compiled import compiled
 from components.functional import causal_attention, choose, linear_cross_entropy
 from components.linear_cross_entropy import plain as plain_loss
@@ -183,6 +183,43 @@ def test_flops_on_the_meta_device_are_those_of_the_two_products():
     assert counter.get_total_flops() == 2 * (2 * 2 * 4 * 32 * 32 * 16)
 
 
+# --- bf16 by fp32 products ---
+
+
+@pytest.fixture(params=[False, True], ids=["no bf16 instructions", "bf16 instructions"])
+def processor(request, monkeypatch):
+    monkeypatch.setattr(products, "bf16_instructions", lambda: request.param)
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("autocast", [True, False])
+def test_bf16_linear_is_torchs_on_any_processor(processor, biased, autocast):
+    dtype = torch.float32 if autocast else torch.bfloat16
+    shapes = [(3, 5, 40), (24, 40)] + [(24,)] * biased
+    tensors = [torch.randn(s).to(dtype).requires_grad_() for s in shapes]
+    grad = torch.randn(3, 5, 24).bfloat16()
+    found = []
+    for function in (products.linear, torch.nn.functional.linear):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            out = function(*tensors)
+        found.append([out, *torch.autograd.grad(out, tensors, grad)])
+    for ours, torchs in zip(*found, strict=True):
+        assert ours.dtype == torchs.dtype
+        torch.testing.assert_close(ours.float(), torchs.float(), rtol=2**-7, atol=2**-6)
+
+
+def test_bf16_attention_is_exact_on_any_processor(processor):
+    for (length, keys), n_kv_heads, window, _ in GRID[::4]:
+        tensors, grad = inputs(length, keys, n_kv_heads), torch.randn(2, 4, length, 16)
+        exact = results("plain", tensors, grad, window=window)
+        with torch.autocast("cpu", torch.bfloat16):
+            ours = results(None, tensors, grad, window=window)
+            torchs = results("sdpa", tensors, grad, window=window)
+        assert ours[0].dtype == torch.bfloat16
+        for a, b in zip(error(ours, exact), error(torchs, exact), strict=True):
+            assert a <= 1.5 * b + 1e-3, (length, keys, n_kv_heads, window, a, b)
+
+
 # --- linear_cross_entropy ---
 
 
@@ -220,7 +257,7 @@ def test_loss_gradients_match_finite_differences():
     )
 
 
-def test_under_autocast_the_chunked_loss_is_as_exact_as_the_plain_one():
+def test_under_autocast_the_chunked_loss_is_as_exact_as_the_plain_one(processor):
     hidden, weight, _, targets = tokens(200, 32, 400)
     exact = plain_loss(hidden, weight, None, targets)
     right = [exact, *torch.autograd.grad(exact, (hidden, weight))]
