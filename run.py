@@ -223,9 +223,10 @@ def train(
     as_json: bool,
 ) -> None:
     """Train one EXPERIMENT, or go on where it was stopped."""
-    from experiments import attempts
+    from experiments import attempts, environment
     from experiments.loader import load, run_id
 
+    environment.check_ranks()
     checked = load(experiment, overrides)
     run = attempts.Attempts(root).choose(checked, run_id(checked, seed), redo=redo)
     state = run.state  # a damaged result is told here
@@ -269,6 +270,8 @@ def train(
     from experiments.trainer import train as run_training
 
     evaluate.check(checked.evaluation, fetch=True)
+    if heard := environment.heard(checked.execution.threads):
+        say(heard)
     unscored, before = None, state in ("done", "diverged")
     try:
         result = run_training(checked, seed, root, progress="bar", run=run)
@@ -357,10 +360,11 @@ def evaluate_command(
     Without --tasks those of the experiment. --probe scores the first 200 items of each task (of a
     sweep: on its baseline) and says on which of them this model is above chance.
     """
-    from experiments import evaluate, scores, tracking
+    from experiments import environment, evaluate, scores, tracking
     from experiments.record import find
     from experiments.yaml_text import read
 
+    environment.check_ranks()
     change = {key: value for key, value in given.items() if value is not None}
     if "tasks" in change:
         change["tasks"] = tuple(t.strip() for t in change["tasks"].split(",") if t.strip())
@@ -1518,16 +1522,27 @@ def usage(error: click.ClickException) -> str:
 
 
 def program() -> None:
-    """What the shell starts: `main`, in Python's UTF-8 mode whatever the locale.
+    """What the shell starts: `main`, where the environment decides no result.
 
-    Text files name their encoding; file names, arguments and what libraries open follow the
-    locale, and would be other text under Latin-1. Python 3.15 starts in this mode (PEP 686).
+    Where the locale is not UTF-8, Python starts again in its UTF-8 mode (PEP 686 makes that the
+    default): file names, arguments and what libraries open would be other text under Latin-1.
     """
     encodings = {sys.getfilesystemencoding().lower(), locale.getencoding().lower()}
     again = os.environ.get("PYTHONUTF8") != "1"  # once: python -E or -X utf8=0 overrules it
-    if not sys.flags.utf8_mode and encodings != {"utf-8"} and sys.executable and again:
+    restart = not sys.flags.utf8_mode and encodings != {"utf-8"} and again
+    if restart:
         os.environ["PYTHONUTF8"] = "1"
+    if "error" in os.environ.get("PYTHONWARNINGS", ""):  # libraries warn when they are imported
+        del os.environ["PYTHONWARNINGS"]
+        restart = True
+    if restart and sys.executable:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+    from experiments import environment
+
+    if (ignored := environment.forget()) and os.environ.get("RANK", "0") == "0":
+        more = f" and {len(ignored) - 3} more" if len(ignored) > 3 else ""
+        say(f"no effect: {', '.join(ignored[:3])}{more}; experiments decide, not the environment")
     main()
 
 

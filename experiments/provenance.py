@@ -19,6 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from experiments import environment
 from experiments.record import read_json, whereabouts
 
 PACKAGES = (
@@ -32,7 +33,7 @@ LARGEST_PATCH = 1 << 20  # characters
 def describe(
     device: str, processes: int, sharding: str | None = None, imports: str | None = None
 ) -> dict[str, Any]:
-    """What an attempt at a run ran on and from; no variables of the environment but Slurm's ids.
+    """What an attempt at a run ran on and from; no variables but Slurm's ids and kernels'.
 
     `imports` is the digest of the experiment's own components, `loader.code_digest`.
     """
@@ -51,6 +52,7 @@ def describe(
         "cpu": cpu(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "threads": torch.get_num_threads(),
+        "environment": environment.recorded(),
         "device": device,
         "processes": processes,
         "sharding": sharding,

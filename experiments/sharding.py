@@ -29,6 +29,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor, nn
 
 from components.registry import UserError
+from experiments import environment
 from experiments.model import LanguageModel
 
 Sharding = Literal["ddp", "fsdp2"]
@@ -41,6 +42,8 @@ def accelerator_for(sharding: Sharding, device: str, precision: str, **how: Any)
     Raises:
         UserError: it can't be spread here.
     """
+    environment.forget()  # Accelerate asks the environment before its arguments
+    environment.check_ranks()
     plugin = None
     if sharding == "fsdp2":
         if device not in DEVICES:

@@ -57,15 +57,16 @@ def accelerate_on(experiment: Experiment, sharding: Sharding = "ddp") -> Acceler
         raise UserError(f"execution.device: {device} is asked for, but torch finds none here")
     if precision == "fp16" and (device == "cpu" or not cuda):
         raise UserError("training.precision: fp16 needs a CUDA device; use bf16 or fp32 on a CPU")
-    if experiment.execution.threads is not None:
-        torch.set_num_threads(experiment.execution.threads)
     if not cuda or device == "cpu":
         hold_freed_memory()
     AcceleratorState._reset_state()  # a second run in one process may have another precision
     mixed = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[precision]
     on_cpu = device == "cpu" or (device == "auto" and not cuda and not mps)
     kind = "cpu" if on_cpu else "cuda" if cuda else "mps"
-    return accelerator_for(sharding, kind, precision, mixed_precision=mixed, cpu=on_cpu)
+    accelerator = accelerator_for(sharding, kind, precision, mixed_precision=mixed, cpu=on_cpu)
+    # Last, since Accelerate sets them for several processes; MKL's, which have a variable, too.
+    torch.set_num_threads(experiment.execution.threads or torch.get_num_threads())
+    return accelerator
 
 
 def world(accelerator: Accelerator) -> int:

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from experiments import tracking
+from experiments import environment, tracking
 from experiments.record import Run, UserError, whereabouts
 from sweeps import live, local, manifest, scheduler, worker
 from sweeps.manifest import Job
@@ -62,6 +62,7 @@ class Task:
 
     def __call__(self) -> None:
         began = time.monotonic()
+        environment.forget()
         with caught_signals() as caught:
             before = self.progress()
             several = int(os.environ.get("SLURM_NTASKS", "1")) > 1
