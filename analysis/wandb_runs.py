@@ -16,6 +16,7 @@ from analysis import results
 from components.registry import did_you_mean
 from experiments import wandb_client as client
 from experiments.record import FINISHED, UserError
+from experiments.scores import trusted
 from experiments.tracking import Place, tag
 
 SIZES = ("parameters", "flops_per_token", "mismatch")
@@ -230,7 +231,8 @@ def outcome(run: Found, metric: str, records: Mapping[str, Any]) -> results.Run:
         reason = f"{metric} is {loss}"
     if status == "diverged" or (status == "done" and number(loss)):
         step = run.summary.get("step")
-        kept = {name: r for name, r in records.items() if r.get("step", step) == step}
+        here = {name: r for name, r in records.items() if r.get("step", step) == step}
+        kept = {name: trusted(r) for name, r in here.items()}
         result = {**run.summary, "status": status, "val/loss": loss}
         return results.Run(run.id, status, result, results.one_line(reason), kept)
     failed = run.state in ("failed", "crashed")

@@ -24,13 +24,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pydantic
 
 from components.registry import UserError
 from experiments import held_out, scores, tasks
 from experiments.record import Interrupted, Run, disk_error, write_json
 from experiments.schema import Evaluation
+from experiments.scored_items import answer_metric, has_chance, items_of
 from experiments.scores import ScoringFailed, Settings
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 LEADING = ("acc", "exact_match", "bits_per_byte")  # a task's first number, where it has one of them
 BOOTSTRAP = 1000  # draws; a closed formula serves all means
-WORSE_WHEN_HIGHER = ("answer_bpb",)
+ANSWER = scores.SMOOTH
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,8 @@ def _leaves(
     for name, leaf in asked.leaves.items():
         try:
             known = scores.read(scores.path_of(subject.run, subject.step, name, settings))
-            if known is None or known.get("fingerprint") != leaf.fingerprint:
+            current = known is not None and known.get("schema") == scores.SCHEMA
+            if known is None or not current or known.get("fingerprint") != leaf.fingerprint:
                 missing.append(name)
         except UserError as error:
             failures[name] = str(error)
@@ -338,15 +339,15 @@ def _score_leaf(
                 log_samples=True,
             )
     samples = sorted(result["samples"][name], key=lambda s: (s["filter"], s["doc_id"]))
-    items = _items(task, samples)
+    items = items_of(task, samples)
     metrics = _metrics(result["results"][name], result["higher_is_better"][name])
     if not metrics:
         asked = ", ".join(result["higher_is_better"][name])
         raise UserError(f"no metric that it asks for ({asked}) fits output_type {task.OUTPUT_TYPE}")
-    choices = [len(row) for row in items["loglikelihoods"]] if task.OUTPUT_TYPE == CHOICE else []
-    for key, metric in metrics.items():
-        metric["chance"] = _chance(task.OUTPUT_TYPE, key, choices)
-    metrics |= {key: _mean(items[key], key) for key in ANSWER if key in items}
+    for key in (key for key in metrics if has_chance(task, key)):
+        metrics[key] |= items.guessing()
+    columns = items.columns
+    metrics |= {key: answer_metric(columns, key) for key in ANSWER if key in columns}
     count = result["n-samples"][name]
     return {
         "schema": scores.SCHEMA,
@@ -363,7 +364,7 @@ def _score_leaf(
         "truncated": len(lm.cut),
         "unknown": len(lm.strange),
         "seconds": time.monotonic() - began,
-    }, items
+    }, columns
 
 
 @contextlib.contextmanager
@@ -381,85 +382,6 @@ def hushed() -> Iterator[None]:
         raise UserError("the task's own code ended the program (sys.exit)") from error
 
 
-CHOICE = "multiple_choice"
-ANSWER = scores.SMOOTH
-
-
-def _items(task: Any, samples: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    """Columns of the items, `n` values each; two rows of an item where a task has two filters.
-
-    `loglikelihoods`, `greedy` and `bytes` are lists, a number for each continuation in the order of
-    the choices; `answer` is the right one's index. `answer_bpb` is the bits that each byte of the
-    right answer costs, `answer_probability` its share of the choices' probabilities: both move
-    smoothly where the share of right answers still stands at chance.
-    """
-    columns: dict[str, list[Any]] = {"item": [s["doc_id"] for s in samples]}
-    columns["item_hash"] = [s["doc_hash"][:16] for s in samples]
-    if len({s["filter"] for s in samples}) > 1:
-        columns["filter"] = [s["filter"] for s in samples]
-    if samples and isinstance(samples[0]["doc"], dict) and "cluster" in samples[0]["doc"]:
-        columns["cluster"] = [str(s["doc"]["cluster"]) for s in samples]
-    names = dict.fromkeys(name for s in samples for name in s["metrics"])
-    for name in names:
-        columns[name] = [_plain(s.get(name)) for s in samples]
-    first = [[resp[0] for resp in s["resps"]] for s in samples]
-    if task.OUTPUT_TYPE == "generate_until":
-        columns["generated"] = [str(answers[0]) for answers in first]
-    elif task.OUTPUT_TYPE == "loglikelihood_rolling":
-        columns["loglikelihoods"] = [[float(a) for a in answers] for answers in first]
-    else:
-        columns["loglikelihoods"] = [[float(a[0]) for a in answers] for answers in first]
-        columns["greedy"] = [[bool(a[1]) for a in answers] for answers in first]
-        columns["bytes"] = [[len(a[1].encode()) for a in s["arguments"]] for s in samples]
-        right = [r for s in samples if (r := _answer(task, s)) is not None]
-        if len(right) == len(samples):
-            rows = list(zip(columns["loglikelihoods"], columns["bytes"], right, strict=True))
-            columns["answer"] = right
-            columns["answer_bpb"] = [-ll[i] / math.log(2) / max(size[i], 1) for ll, size, i in rows]
-            columns["answer_probability"] = [_share(ll, i) for ll, _, i in rows]
-    return {name: values for name, values in columns.items() if values}
-
-
-def _answer(task: Any, sample: Mapping[str, Any]) -> int | None:
-    """The index of the right answer among the continuations; None where several are right.
-
-    Raises:
-        UserError: it is none of them, which lm-eval would count as answered wrongly.
-    """
-    if task.OUTPUT_TYPE != CHOICE:
-        return 0
-    right = task.doc_to_text(sample["doc"]) if task.multiple_input else sample["target"]
-    choices = task.doc_to_choice(sample["doc"])
-    if isinstance(right, list):  # several right answers
-        return None
-    index = choices.index(right) if isinstance(right, str) and right in choices else right
-    if not isinstance(index, int) or not 0 <= index < len(choices):
-        if task.config.process_results is not None:  # which may know better
-            return None
-        raise UserError(
-            f"item {sample['doc_id']}: the right answer is {right!r}, which is none of its "
-            f"{len(choices)} choices (give its index, or its text)"
-        )
-    return int(index)
-
-
-def _share(loglikelihoods: list[float], index: int) -> float:
-    """exp(l_i) / sum exp(l); of one continuation alone its probability."""
-    if len(loglikelihoods) == 1:
-        return math.exp(loglikelihoods[0])
-    weights = np.exp(np.array(loglikelihoods) - max(loglikelihoods))
-    return float(weights[index] / weights.sum())
-
-
-def _plain(value: Any) -> Any:
-    """A metric's value for one item as Parquet holds it: a number, a list of numbers, or text."""
-    if value is None or isinstance(value, bool | int | float | np.number):
-        return None if value is None else float(value)
-    if isinstance(value, tuple | list) and all(isinstance(v, int | float) for v in value):
-        return [float(v) for v in value]
-    return json.dumps(value, default=str)
-
-
 def _metrics(
     result: Mapping[str, Any], higher_is_better: Mapping[str, bool]
 ) -> dict[str, dict[str, Any]]:
@@ -475,6 +397,7 @@ def _metrics(
             "stderr": finite(stderr),
             "higher_is_better": higher_is_better.get(metric),
             "chance": None,
+            "chance_stderr": None,
         }
     return found
 
@@ -482,20 +405,6 @@ def _metrics(
 def finite(value: Any) -> float | None:
     """A number that JSON can hold."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-
-
-def _chance(output_type: str, metric: str, choices: list[int]) -> float | None:
-    """What guessing gives; None where that has no meaning."""
-    if output_type == CHOICE and metric.startswith("acc"):
-        return float(np.mean([1 / n for n in choices])) if choices else None
-    return 0.0 if metric.startswith(("acc", "exact_match")) else None
-
-
-def _mean(values: Iterable[float], key: str) -> dict[str, Any]:
-    x = np.array(list(values))
-    stderr = float(x.std(ddof=1) / math.sqrt(len(x))) if len(x) > 1 else None
-    better = key not in WORSE_WHEN_HIGHER
-    return {"value": float(x.mean()), "stderr": stderr, "higher_is_better": better, "chance": None}
 
 
 def leading(metrics: Mapping[str, Any]) -> str | None:
@@ -596,9 +505,15 @@ def _average(records: list[Mapping[str, Any]], key: str, weighted: bool) -> dict
         errors = columns["stderr"]
         pooled = pooled_sample_stderr(errors, sizes) if weighted else unweighted_mean_stderr(errors)
         stderr = float(pooled)
+    guessing = None
+    if None not in columns["chance_stderr"]:  # of a sum of independent guesses
+        weights = [size if weighted else 1 for size in sizes]
+        parts = (w * e for w, e in zip(weights, columns["chance_stderr"], strict=True))
+        guessing = math.hypot(*parts) / sum(weights)
     return {
         "value": mean("value"),
         "stderr": stderr,
         "higher_is_better": metrics[0]["higher_is_better"],
         "chance": mean("chance"),
+        "chance_stderr": guessing,
     }

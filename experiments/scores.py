@@ -9,14 +9,17 @@
 
 A task's record:
 
-    {"schema": 1, "task", "kind": task|group|tag, "children": [...], "step", "tokens",
+    {"schema": 2, "task", "kind": task|group|tag, "children": [...], "step", "tokens",
      "settings": {...}, "fingerprint", "version": the task's, "lm_eval": "0.4.13", "items", "of",
-     "metrics": {"acc": {"value", "stderr", "higher_is_better", "chance"}, ...}, "primary": "acc",
+     "metrics": {"acc": {"value", "stderr", "higher_is_better", "chance", "chance_stderr"}, ...},
+     "primary": "acc",
      "truncated": items whose context was cut, "unknown": items that hold what the tokenizer has no
      id for, "seconds"}
 
 `stderr` is that of the items, as lm-eval gives it: how far the score would move with other items
 of the same kind. How far it moves with another seed is a matter of several runs, and of analysis/.
+`chance` is what guessing gives, and `chance_stderr` how far a guessed score scatters; null where
+that is not known. Schema 1 counted requests for choices: see `trusted`.
 Nothing here imports torch or lm-eval.
 """
 
@@ -33,8 +36,9 @@ from urllib.parse import quote
 from components.registry import UserError
 from experiments.record import Run, hold_file, read_json
 
-SCHEMA = 1
+SCHEMA = 2
 SMOOTH = ("answer_bpb", "answer_probability")  # what moves where right answers stand at chance
+WORSE_WHEN_HIGHER = ("answer_bpb",)
 Z95 = 1.96
 PROBE_ITEMS = 200
 COUNTED = {
@@ -92,12 +96,27 @@ def path_of(run: Run, step: int, task: str, settings: Settings) -> Path:
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """A record; None if there is none.
+    """A record, as far as it is to be trusted; None if there is none.
 
     Raises:
         UserError: it is damaged.
     """
-    return read_json(path) if path.exists() else None
+    return trusted(read_json(path)) if path.exists() else None
+
+
+def trusted(record: dict[str, Any]) -> dict[str, Any]:
+    """A record without what its version may have got wrong.
+
+    Records of schema 1 took each request for a choice, the first request for the right answer of
+    tasks with code of their own, and 0 for the chance of any text. Which tasks these were they
+    don't say, so none keeps its chance and its measures of the right answer; the task's own
+    metrics are right. `evaluate.score` scores such a task again.
+    """
+    if record.get("schema") != 1 or not isinstance(record.get("metrics"), dict):
+        return record
+    kept = {key: metric for key, metric in record["metrics"].items() if key not in SMOOTH}
+    plain = {k: {**m, "chance": None} if isinstance(m, dict) else m for k, m in kept.items()}
+    return {**record, "metrics": plain}
 
 
 def forget_groups(run: Run, step: int, task: str, settings: Settings) -> None:
@@ -117,7 +136,8 @@ def steps(run: Run) -> list[int]:
 
 def of_step(run: Run, step: int) -> dict[str, dict[str, Any]]:
     """Every record of a step, by file name without its ending: `hellaswag,5shot`."""
-    return {path.stem: read_json(path) for path in sorted(folder(run, step).glob("*.json"))}
+    paths = sorted(folder(run, step).glob("*.json"))
+    return {path.stem: trusted(read_json(path)) for path in paths}
 
 
 def of_tasks(run: Run, step: int, evaluation: Any) -> dict[str, dict[str, Any]]:
@@ -152,12 +172,15 @@ def at_chance(metric: Mapping[str, Any], value: float, items: int) -> bool | Non
     """Whether a score is within the noise of guessing, or below it, at 95%; None: can't be said.
 
     `value` is the score, of one run or a mean over seeds. The noise is that of the items: a mean
-    over seeds has no less of it, since all seeds answer the same items.
+    over seeds has no less of it, since all seeds answer the same items. Of a score that is better
+    when lower nothing can be said.
     """
     chance, stderr = metric.get("chance"), metric.get("stderr")
-    if chance is None:
+    if chance is None or metric.get("higher_is_better") is False:
         return None
-    by_guessing = math.sqrt(chance * (1 - chance) / items) if items else math.inf
+    by_guessing = metric.get("chance_stderr")
+    if by_guessing is None:
+        by_guessing = math.sqrt(chance * (1 - chance) / items) if items else math.inf
     return value - chance < Z95 * max(by_guessing, stderr or 0.0) or value <= chance
 
 

@@ -18,7 +18,7 @@ BPB = {"value": 2.0, "stderr": 0.1, "higher_is_better": False, "chance": None}
 
 def record(value: float, **more: Any) -> dict[str, Any]:
     metrics = {"acc": {**ACC, "value": value}, "answer_bpb": {**BPB, "value": 3 * value}}
-    plain = {"schema": 1, "kind": "task", "children": [], "lm_eval": "0.4.13", "version": 1,
+    plain = {"schema": 2, "kind": "task", "children": [], "lm_eval": "0.4.13", "version": 1,
              "items": 400, "of": 400, "fingerprint": "a", "primary": "acc",
              "truncated": 0, "unknown": 0, "metrics": metrics}  # fmt: skip
     return {**plain, **more}
