@@ -560,7 +560,12 @@ def check(file: str, words: tuple[str, ...], as_json: bool) -> None:
 def sampling_options(command: F) -> F:
     for option in reversed(
         [
-            click.option("--max-tokens", default=200, show_default=True, help="New tokens."),
+            click.option(
+                "--max-tokens",
+                default=200,
+                show_default=True,
+                help="New tokens; where the context is full, its later half goes on.",
+            ),
             click.option("--temperature", default=0.8, show_default=True, help="0: likeliest."),
             click.option("--top-k", type=int, help="Only the k likeliest tokens."),
             click.option("--top-p", type=float, help="Only the likeliest that reach p together."),
@@ -583,22 +588,24 @@ def generate(
     run: str, prompt: str, samples: int, root: Path, as_json: bool, **sampling: Any
 ) -> None:
     """Continue a text with the model of RUN (an id, its first letters, or a folder)."""
-    from experiments.generate import Sampling
+    from experiments.generate import Printer, Sampling
     from experiments.generate import generate as continue_text
     from experiments.model import open_run
-    from experiments.record import find
+    from experiments.record import UserError, find
 
     how = Sampling(**sampling)
     trained, data = open_run(find(root, run))
-    results = continue_text(trained.model, data.tokenizer, prompt, how, samples)
     if as_json:
+        results = continue_text(trained.model, data.tokenizer, prompt, how, samples)
         texts = [{"text": r.text, "tokens": r.tokens, "ended": r.ended} for r in results]
         out({"schema": 1, "prompt": prompt, "continuations": texts})
         return
-    for number, result in enumerate(results):
-        if number:
-            click.echo("─" * 20)
-        click.echo(prompt + result.text)
+    page = Printer(prompt, samples, functools.partial(click.echo, nl=False))  # which flushes
+    try:
+        continue_text(trained.model, data.tokenizer, prompt, how, samples, page.write)
+    except (KeyboardInterrupt, UserError):
+        page.stop()
+        raise
 
 
 @cli.command()

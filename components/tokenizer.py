@@ -61,6 +61,23 @@ class Tokenizer:
         """The text; `end_of_text` and ids that stand for nothing are left out."""
         raise NotImplementedError
 
+    def continuation(self, before: Iterable[int], new: Iterable[int]) -> str:
+        """What `new` adds to the text of `before`: both are decoded together, then cut.
+
+        Decoded alone, new tokens can lose what they have from standing behind others: a word its
+        space (SentencePiece's decoders drop that of a text's first word), a character its first
+        bytes.
+        """
+        before = list(before)
+        head, whole = self.decode(before), self.decode([*before, *new])
+        if not whole.startswith(head):  # an unfinished character of `before` is finished now
+            head = head.rstrip("\ufffd")
+        return whole[len(head) :]
+
+    def byte_pieces(self) -> frozenset[int]:
+        """Ids of single bytes that are decoded only together with all bytes beside them."""
+        return frozenset()
+
     def byte_lengths(self, text: str, ids: Sequence[int] | np.ndarray) -> np.ndarray:
         """Bytes of `text` behind each of its `ids`; their sum is `len(text.encode())`."""
         raise NotImplementedError
@@ -186,6 +203,10 @@ class _Subwords(Tokenizer):
 
     def decode(self, ids: Iterable[int]) -> str:
         return self.model.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def byte_pieces(self) -> frozenset[int]:
+        found = (self.model.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
+        return frozenset(i for i in found if i is not None)
 
     @functools.cached_property
     def _byte_table(self) -> np.ndarray | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -75,46 +76,158 @@ class Continuation:
     ended: bool
 
 
+class Text:
+    """A text as its tokens come: whole characters only, each as soon as it is certain.
+
+    The pieces are together `tokenizer.continuation(before, tokens)`. A step decodes the tokens
+    since the last piece and those of the piece before it, not all of them. What may change with the
+    next token is held back: an unfinished character (U+FFFD), a run of single bytes.
+
+    Args:
+        before: tokens of the prompt.
+        lost: the end of the prompt that its tokens have lost (a space that the tokenizer strips);
+            where the text begins with it, it is not repeated.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, before: list[int], lost: str = "") -> None:
+        self.tokenizer, self.lost = tokenizer, lost
+        self.bytes = tokenizer.byte_pieces()
+        self.before, self.new = list(before), list[int]()
+        self.sent = 0  # characters of `new` that have been returned
+
+    def add(self, token: int) -> str:
+        """What is certain now of the text, and was not before."""
+        self.new.append(token)
+        text = self.tokenizer.continuation(self.before, self.new)
+        held = 0
+        if len(self.new) < HELD:
+            held = len(text) if token in self.bytes else _unfinished(text)
+        piece = self._piece(text, len(text) - held)
+        if not held and text:
+            self.before, self.new, self.sent = self.new, [], 0
+        elif not held and (self.tokenizer.decode(self.before) or len(self.new) >= HELD):
+            self.new = []  # tokens that are no text, like a special one; at the very beginning,
+            # what looks like none may be a space that decoding has dropped
+        return piece
+
+    def end(self) -> str:
+        """What was held back: no token follows."""
+        text = self.tokenizer.continuation(self.before, self.new)
+        return self._piece(text, len(text))
+
+    def _piece(self, text: str, certain: int) -> str:
+        piece, self.sent = text[self.sent : certain], max(self.sent, certain)
+        while piece and piece[0] == self.lost[:1]:
+            piece, self.lost = piece[1:], self.lost[1:]
+        self.lost = "" if piece else self.lost
+        return piece
+
+
+HELD = 64  # tokens in a row that may be held back
+
+
+def _unfinished(text: str) -> int:
+    """Characters at the end that may be parts of one to come: of its bytes at most three."""
+    return min(3, len(text) - len(text.rstrip("\ufffd")))
+
+
+Write = Callable[[int, str, bool], None]  # sample, the next piece of its text, whether it has ended
+
+
 @torch.no_grad()
 def generate(
-    model: Decoder, tokenizer: Tokenizer, prompt: str, sampling: Sampling, samples: int = 1
+    model: Decoder,
+    tokenizer: Tokenizer,
+    prompt: str,
+    sampling: Sampling,
+    samples: int = 1,
+    write: Write = lambda sample, piece, ended: None,
 ) -> list[Continuation]:
     """`samples` continuations of a prompt that stands at the beginning of a document.
 
-    Where the context is full, the cache is filled anew from its later half and goes on.
+    Where the context is full, the cache is filled again from its later half and goes on.
+
+    Args:
+        write: is given each text as it comes, once with an empty piece before the first token.
 
     Raises:
-        UserError: the prompt alone is longer than the context, or no text.
+        UserError: the prompt alone is longer than the context, or no text; or the model's logits
+            are not numbers.
     """
     try:
         prompt.encode()
     except UnicodeEncodeError as error:
         raise UserError(f"the prompt is not UTF-8 text at character {error.start + 1}") from error
-    limit = model.dims.max_seq_len
-    start = [tokenizer.end_of_text, *tokenizer.encode(prompt)]
-    if len(start) > limit:
-        raise UserError(f"the prompt has {len(start):,} tokens, the model's context {limit:,}")
+    limit, end = model.dims.max_seq_len, tokenizer.end_of_text
+    ids = tokenizer.encode(prompt)
+    if len(ids) + 1 > limit:
+        raise UserError(f"the prompt has {len(ids) + 1:,} tokens, the model's context {limit:,}")
+    space, kept = (text[len(text.rstrip()) :] for text in (prompt, tokenizer.decode(ids)))
+    lost = space[len(kept) :] if space.startswith(kept) else ""
+    texts = [Text(tokenizer, ids, lost) for _ in range(samples)]
+    parts: list[list[str]] = [[] for _ in texts]
+    counts, ended = [0] * samples, [False] * samples
+    for i in range(samples):
+        write(i, "", False)
     generator = torch.Generator().manual_seed(sampling.seed)
-    sequence = torch.tensor([start] * samples)
-    ended = torch.zeros(samples, dtype=torch.bool)
+    sequences = [[end, *ids] for _ in texts]
     caches = model.new_caches(samples, limit)
-    pending = sequence
-    for _ in range(sampling.max_tokens):
+    pending = torch.tensor(sequences)
+    for step in range(sampling.max_tokens):
         if caches.filled + pending.shape[1] > limit:
             caches = model.new_caches(samples, limit)
-            pending = sequence[:, -(limit // 2 + 1) :]
+            pending = torch.tensor([tokens[-(limit // 2 + 1) :] for tokens in sequences])
         logits = model.logits(model(pending, caches)[:, -1])
-        drawn = sampling.draw(logits, generator).masked_fill(ended, tokenizer.end_of_text)
-        ended |= drawn == tokenizer.end_of_text
+        if logits.isnan().any():
+            raise UserError("the model's logits are not numbers: its weights can't generate text")
+        drawn = sampling.draw(logits, generator)
+        drawn = drawn.masked_fill(torch.tensor(ended), end)
         pending = drawn[:, None]
-        sequence = torch.cat([sequence, pending], dim=1)
-        if bool(ended.all()):
+        for i, token in enumerate(drawn.tolist()):
+            sequences[i].append(token)
+            if ended[i]:
+                continue
+            ended[i] = token == end
+            counts[i] += not ended[i]
+            piece = "" if ended[i] else texts[i].add(token)
+            last = ended[i] or step + 1 == sampling.max_tokens
+            parts[i].append(piece + texts[i].end() if last else piece)
+            write(i, parts[i][-1], last)
+        if all(ended):
             break
-    new = sequence[:, len(start) :].tolist()
-    return [_cut(tokenizer, ids) for ids in new]
+    return [
+        Continuation("".join(some), count, end)
+        for some, count, end in zip(parts, counts, ended, strict=True)
+    ]
 
 
-def _cut(tokenizer: Tokenizer, ids: list[int]) -> Continuation:
-    ended = tokenizer.end_of_text in ids
-    ids = ids[: ids.index(tokenizer.end_of_text)] if ended else ids
-    return Continuation(tokenizer.decode(ids), len(ids), ended)
+class Printer:
+    """Puts samples one under the other, while all of them are still being written.
+
+    The first that has not ended is put as it comes; those below it wait for their turn.
+    """
+
+    def __init__(self, prompt: str, samples: int, put: Callable[[str], object]) -> None:
+        self.put, self.turn, self.begun = put, 0, False
+        self.waiting = [prompt] + [f"{'─' * 20}\n{prompt}"] * (samples - 1)
+        self.ended = [False] * samples
+
+    def write(self, sample: int, piece: str, ended: bool) -> None:
+        """See `generate`."""
+        self.begun = True
+        self.waiting[sample] += piece
+        self.ended[sample] = ended
+        while self.turn < len(self.waiting) and (text := self._next()) is not None:
+            self.put(text)
+
+    def _next(self) -> str | None:
+        text, self.waiting[self.turn] = self.waiting[self.turn], ""
+        if self.ended[self.turn]:
+            self.turn += 1
+            return text + "\n"
+        return text or None
+
+    def stop(self) -> None:
+        """Nothing more comes: puts what there is of all samples."""
+        for sample in range(self.turn, len(self.waiting) * self.begun):
+            self.write(sample, "", True)

@@ -20,6 +20,8 @@ for a causal model:
 - **Generation.** Greedy unless the task says `do_sample`, then among the 50 likeliest unless it
   gives `top_k`. It ends with the end of text, a text of `until`, which is cut off, or
   `max_gen_toks`.
+  A text is what its tokens add to the text before them, so that its first word keeps its space
+  with every tokenizer (HFLM decodes the new tokens alone: Llama's loses that space).
 - **Special tokens** spelt out in a text are text here: `<|endoftext|>` in an item ends nothing.
 
 Several processes that each hold the model share the requests; each then has all the answers, so
@@ -30,6 +32,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -59,6 +62,7 @@ if TYPE_CHECKING:
 
 MAX_GEN_TOKS = 256  # HFLM's default
 TOP_K = 50  # transformers' default in sampling
+NEIGHBOURS = 16  # tokens before a text that may decide how it is decoded
 BLOCK = 64  # neighbouring requests that stay together: they may share a context
 SAMPLED = {"do_sample", "temperature", "top_k", "top_p"}
 
@@ -205,7 +209,9 @@ class CeterisLM(TemplateLM):
             if len(before) + len(after) > self.max_length + 1:
                 self.cut.add(document(request))
             encoded.append((request.args, before, after))
-        return self._loglikelihood_tokens(encoded, disable_tqdm=disable_tqdm)
+        answers = self._loglikelihood_tokens(encoded, disable_tqdm=disable_tqdm)
+        all_numbers(requests, [value for value, _ in answers])
+        return answers
 
     def _loglikelihood_tokens(
         self,
@@ -249,6 +255,7 @@ class CeterisLM(TemplateLM):
         start = [self.prefix_token_id]
         answers = self._in_windows([(start, ids[text]) for text in texts], rolling=True)
         totals = [value for value, _ in answers]
+        all_numbers(requests, totals)
         for text, total in zip(texts, totals, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", (text,), total)
         return totals
@@ -296,27 +303,36 @@ class CeterisLM(TemplateLM):
             if len(ids[context]) > room:
                 self.cut.add(document(request))
         sampled = bool(kwargs.get("do_sample")) and kwargs.get("temperature", 1.0) > 0
+        stop = partial(self._ends, [text for text in until if text])
         generate = partial(
             self.scorer.generate,
             max_new=most,
-            stop=self._stops(until),
             end=self.eot_token_id,
             temperature=float(kwargs.get("temperature", 1.0)) if sampled else 0.0,
             top_k=int(kwargs.get("top_k", TOP_K)) if sampled else None,
             top_p=float(kwargs["top_p"]) if sampled and kwargs.get("top_p") else None,
         )
         prompts = [ids[context][-room:] or [self.prefix_token_id] for context in contexts]
-        texts = [self.vocabulary.decode(new) for new in spread(generate, prompts)]
+        news = spread(lambda some: generate(some, stop=[stop(p) for p in some]), prompts)
+        texts = [
+            self.vocabulary.continuation(prompt[-NEIGHBOURS:], new)
+            for prompt, new in zip(prompts, news, strict=True)
+        ]
         return [postprocess_generated_text(text, until, None) for text in texts]
 
-    def _stops(self, until: Sequence[str]) -> Callable[[list[int]], bool]:
+    def _ends(self, stops: Sequence[str], prompt: list[int]) -> Callable[[list[int]], bool]:
         """Whether one of these texts stands at the end of what has been generated."""
-        stops = [text for text in until if text]
-        # A token is a byte at the least; one more for a character cut in two.
-        reach = max((len(text.encode()) for text in stops), default=0) + 4
+        # A token is a byte at the least; three more for a character cut in two, and a first one
+        # that may lose its space, and with it is not looked at.
+        reach = max((len(text.encode()) for text in stops), default=0) + 5
 
         def stop(new: list[int]) -> bool:
-            end = self.vocabulary.decode(new[-reach:]) if stops else ""
+            if not stops:
+                return False
+            if len(new) <= reach:
+                end = self.vocabulary.continuation(prompt[-NEIGHBOURS:], new)
+            else:
+                end = self.vocabulary.decode(new[-reach:])
             return any(text in end for text in stops)
 
         return stop
@@ -352,6 +368,16 @@ def spread(compute: Callable[[list[Any]], list[Any]], items: list[Any]) -> list[
 
 def document(request: Instance) -> tuple[str, int]:
     return request.task_name or "", request.doc_id or 0
+
+
+def all_numbers(requests: Sequence[Instance], values: Sequence[float]) -> None:
+    """Raises UserError where a log-probability is none: lm-eval would take the first choice."""
+    for request, value in zip(requests, values, strict=True):
+        if math.isnan(value):
+            raise UserError(
+                f"{item(request)}: its log-probability is not a number: the model's weights can't "
+                "be scored"
+            )
 
 
 def item(request: Instance) -> str:

@@ -48,6 +48,8 @@ WORDS = {"cpu": 512}
 ROWS = 256
 """Texts generated together, so that reading the weights serves many."""
 
+Stop = Callable[[list[int]], bool]
+
 HELD = {"cpu": 1 << 16, "cuda": 1 << 17}
 """Tokens that the caches of a generation hold."""
 
@@ -163,7 +165,7 @@ class Scorer:
         prompts: Sequence[list[int]],
         *,
         max_new: int,
-        stop: Callable[[list[int]], bool],
+        stop: Stop | Sequence[Stop],
         end: int,
         temperature: float = 0.0,
         top_k: int | None = None,
@@ -172,7 +174,8 @@ class Scorer:
     ) -> list[list[int]]:
         """New tokens for each prompt, as many as `max_new`.
 
-        A text ends before its token `end`, or once `stop(its new tokens)`. Draws are decided by
+        A text ends before its token `end`, or once `stop(its new tokens)`; `stop` is one for all
+        or one for each prompt. Draws are decided by
         the seed and the prompt alone (and by how often it came before), not by what stands with it
         in a batch; see `experiments.generate.Sampling` for temperature, top_k and top_p.
 
@@ -186,6 +189,7 @@ class Scorer:
                     f"prompt {number}: {len(prompt):,} tokens and {max_new:,} to generate; there "
                     f"should be 1 at least, and {self.max_length:,} together at most"
                 )
+        stops = [stop] * len(prompts) if callable(stop) else stop
         results: list[list[int]] = [[] for _ in prompts]
         seeds = [
             [seed, *prompt, again] for prompt, again in zip(prompts, earlier(prompts), strict=True)
@@ -196,7 +200,8 @@ class Scorer:
                 draws = [g.random(max_new) for g in generators] if temperature else None
                 some = [prompts[i] for i in numbers]
                 batch = Generation(model, some, how, draws, 4 * self.tokens)
-                for i, new in zip(numbers, batch.run(stop, end, self.pulse), strict=True):
+                found = batch.run([stops[i] for i in numbers], end, self.pulse)
+                for i, new in zip(numbers, found, strict=True):
                     results[i] = new
         return results
 
@@ -291,10 +296,8 @@ class Generation:
         """Goes on with these rows alone."""
         self.caches, self.pads = self._select(rows), self.pads[rows]
 
-    def run(
-        self, stop: Callable[[list[int]], bool], end: int, pulse: Callable[[], None]
-    ) -> list[list[int]]:
-        """The new tokens of each prompt."""
+    def run(self, stops: Sequence[Stop], end: int, pulse: Callable[[], None]) -> list[list[int]]:
+        """The new tokens of each prompt, which has its own stop."""
         news: list[list[int]] = [[] for _ in self.hidden]
         texts = list(range(len(news)))  # by row
         ended = [False] * len(news)
@@ -304,7 +307,7 @@ class Generation:
             for i, token in zip(texts, drawn, strict=True):
                 if not ended[i] and token != end:
                     news[i].append(token)
-                ended[i] = ended[i] or token == end or stop(news[i])
+                ended[i] = ended[i] or token == end or stops[i](news[i])
             left = [row for row, i in enumerate(texts) if not ended[i]]
             if not left or step + 1 == self.how.max_tokens:
                 break

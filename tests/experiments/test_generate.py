@@ -96,8 +96,8 @@ def test_a_prompt_of_many_bytes_a_letter_counts_its_bytes_and_comes_back_whole()
 class Scripted:
     """A model that says each row of a script, whatever it reads."""
 
-    def __init__(self, *rows: list[int]) -> None:
-        self.script, self.said = torch.tensor(rows), 0
+    def __init__(self, *rows: list[int], vocabulary: int = 257) -> None:
+        self.script, self.said, self.vocabulary = torch.tensor(rows), 0, vocabulary
         self.dims = SimpleNamespace(max_seq_len=64)
 
     def new_caches(self, batch: int, length: int) -> Any:
@@ -107,7 +107,7 @@ class Scripted:
         caches.filled += tokens.shape[1]
         column = self.script[:, self.said]
         self.said += 1
-        return torch.nn.functional.one_hot(column, 257).double()[:, None]
+        return torch.nn.functional.one_hot(column, self.vocabulary).double()[:, None]
 
     def logits(self, hidden: Tensor) -> Tensor:
         return hidden
