@@ -54,7 +54,10 @@ class Report:
             "parameters": registry.plain_value(self.case.params),
             "kept": self.kept,
             "unchecked": self.unchecked,
-            "checks": [{"promise": f.promise, "broken": f.broken} for f in self.findings],
+            "checks": [
+                {"promise": f.promise, "broken": f.broken, "advice": f.advice}
+                for f in self.findings
+            ],
         }
 
     def lines(self) -> Iterator[str]:
@@ -77,9 +80,8 @@ def report(case: Case) -> Report:
     """Puts a case through its kind's contract."""
     if wrong := _misfit(case):
         return Report(case, (), wrong)
-    return Report(
-        case, tuple(Finding(_words(c), _broken(c, case)) for c in contract.promised(case))
-    )
+    promised = contract.promised(case)
+    return Report(case, tuple(Finding(_words(c), _broken(c, case), c in ADVICE) for c in promised))
 
 
 def _words(check: Check) -> str:

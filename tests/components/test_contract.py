@@ -25,6 +25,7 @@ from components.contract import (
 from components.decoder import Decoder
 from components.faults import Broken
 from components.registry import Entry, UserError, load_file
+from tests.command_line import ceteris
 
 ALL = [
     pytest.param(*pair, id=f"{pair[1]}-{pair[0].__name__}") for pair in checks(registry.entries())
@@ -261,3 +262,18 @@ def test_every_promise_has_words() -> None:
     for case in cases(registry.entries()):
         for check in promised(case):
             assert (check.__doc__ or "").split("\n")[0].endswith("."), check.__name__
+
+
+def test_check_reports_in_words_what_a_file_keeps(
+    third_party: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(third_party.parent)
+    third_party.write_text(PARAMETERS)
+    kept = ceteris("check", "theirs.py", "activation:clipped", "most=0.5")
+    assert (kept.code, "BROKEN" in kept.out) == (0, False), kept.out
+    assert ": activation 'clipped' most=0.5\n" in kept.out
+    asked = ceteris("check", "theirs.py", "--json")
+    assert (asked.code, asked.json["kept"]) == (1, False)
+    wrong = ceteris("check", "theirs.py", "activation:clipped", "mosst=0.5")
+    assert (wrong.code, wrong.out) == (2, "")
+    assert "has no parameter 'mosst' — did you mean 'most'?" in wrong.err
