@@ -46,7 +46,7 @@ class Lines:
         self.rows = {job.id: Row(job.id, "pending", job.label, job.seed) for job in jobs}
         self.workers = slots.workers
         before = f", {finished} finished before" if finished else ""
-        own = {job.experiment.get("execution", {}).get("threads") for job in jobs}
+        own = {(job.experiment.get("execution") or {}).get("threads") for job in jobs}
         threads = sorted({given or slots.threads for given in own})
         count = " or ".join(map(str, threads))
         where = "one thread each" if threads == [1] else f"{count} threads each"

@@ -308,6 +308,16 @@ def test_without_a_terminal_each_change_is_one_line(
     assert lines[4].startswith("[2/2] row 1 s0 failed  RuntimeError: the sky fell")
 
 
+def test_threads_that_an_experiment_asks_for_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slots = machine.Slots((None,), threads=2)
+    for asked, said in (([1], "one thread"), ([None], "2 threads"), ([1, None], "1 or 2 threads")):
+        jobs = jobs_of(*({"execution": {"threads": threads}} for threads in asked))
+        live.watcher(tmp_path).begin(jobs, 0, slots)
+        assert f"1 at a time, {said} each" in capsys.readouterr().err
+
+
 def test_on_a_terminal_the_table_shows_every_run_and_what_is_left(tmp_path: Path) -> None:
     from rich.console import Console
 
