@@ -280,7 +280,7 @@ def train(
     leave_group()
     if int(os.environ.get("RANK", "0")) != 0:  # one of several processes speaks
         return
-    if before:
+    if before and not as_json:
         say(f"{run.id}: finished before{on_date(run / 'result.json')}; result as stored")
     if as_json:
         out(result)
