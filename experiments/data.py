@@ -247,7 +247,8 @@ def prepare(data: DataConfig, cache: Path, *, progress: bool = True) -> Dataset:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(folder.parent / f"{key}.lock"):
                 if not _is_whole(folder):
-                    with faults.blamed("while the text is prepared", [value for _, value in data]):
+                    parts = (data.corpus, *data.filters, data.tokenizer)
+                    with faults.blamed("while the text is prepared", parts):
                         _prepare_alone(data, folder, progress)
         except OSError as error:
             raise disk_error(error, folder.parent) from error
