@@ -1004,6 +1004,7 @@ def retry(
 @click.option("--yes", "-y", is_flag=True, help="Don't ask.")
 @dry_run_option
 @runs_option
+@takes("target", "RUN", "SWEEP", "MADE")
 def rm(target: str, yes: bool, dry_run: bool, root: Path) -> None:
     """Remove RUN, or SWEEP with its tables and the runs that no other sweep has. Asks first."""
     from sweeps import removal

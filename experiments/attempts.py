@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.data import Dataset, cache_key, prepare, recorded
+from experiments.data import Dataset, cache_key, load, prepare, recorded
 from experiments.loader import own_code
 from experiments.record import Run, UserError, id_parts, read_json
 from experiments.schema import Experiment
@@ -41,7 +41,7 @@ class Attempts:
 
     def __init__(self, root: Path, progress: bool = False) -> None:
         self.root, self.progress = root, progress
-        self._keys: dict[str, str | UserError] = {}
+        self._now: dict[str, tuple[str, str | None] | UserError] = {}
         self._ids: dict[str, list[str]] = {}
         for path in root.iterdir() if root.is_dir() else ():
             self._ids.setdefault(path.name.partition(".")[0], []).append(path.name)
@@ -65,13 +65,12 @@ class Attempts:
         """
         every = self.of(id)
         for run in every:
-            known = data_of(run)
-            if known is None:
+            if not (run / "provenance.json").exists():
                 return run
             if redo:
                 break
             try:
-                if self.same(experiment, known):
+                if self.same(experiment, run):
                     return run
             except UserError:
                 return run
@@ -83,28 +82,44 @@ class Attempts:
         every = self.of(first)
         return Run(self.root, f"{first}.{id_parts(every[0].id)[2] + 1}" if every else first)
 
-    def same(self, experiment: Experiment, known: Mapping[str, Any]) -> bool:
-        """Whether `known`, of a run's provenance, is the data of this experiment as it is now.
+    def same(self, experiment: Experiment, run: Run) -> bool:
+        """Whether a run's recorded data is that of this experiment as it is now.
 
         Raises:
-            UserError: its text can't be read.
+            UserError: its text can't be read, or the record.
         """
-        if known.get("folder") == self._key(experiment):
-            return True
-        now = prepare(experiment.data, self.root / "data", progress=self.progress)
-        return now.fingerprint == known.get("fingerprint")
+        key, now = self._text(experiment)
+        if now is None:  # not prepared, at least not by this code
+            if (data_of(run) or {}).get("folder") == key:
+                return True
+            prepared = prepare(experiment.data, self.root / "data", progress=self.progress)
+            now = prepared.fingerprint
+            self._now[repr(experiment.data)] = key, now
+        then = (
+            read_json(run / "result.json").get("data") if (run / "result.json").exists() else None
+        )
+        return now == (then or (data_of(run) or {}).get("fingerprint"))
 
-    def _key(self, experiment: Experiment) -> str:
+    def _text(self, experiment: Experiment) -> tuple[str, str | None]:
+        """The key of an experiment's prepared text, and its fingerprint where it is prepared."""
         said = repr(experiment.data)
-        if said not in self._keys:
+        if said not in self._now:
             try:
-                self._keys[said] = cache_key(experiment.data)
+                key = cache_key(experiment.data)
+                self._now[said] = key, fingerprint(self.root / "data" / key)
             except UserError as error:
-                self._keys[said] = error
-        found = self._keys[said]
+                self._now[said] = error
+        found = self._now[said]
         if isinstance(found, UserError):
             raise found
         return found
+
+
+def fingerprint(folder: Path) -> str | None:
+    """That of prepared data; None where it is not there, or not whole."""
+    with contextlib.suppress(UserError):
+        return load(folder).fingerprint
+    return None
 
 
 def others(experiment: Experiment, run: Run) -> list[tuple[Run, str]]:
