@@ -36,6 +36,7 @@ _PARAGRAPHS = frozenset(
 _LINE_ENDS = dict.fromkeys(_LINES, 1) | dict.fromkeys(_PARAGRAPHS, 2)
 _BETWEEN = {"td": "\t", "th": "\t"} | dict.fromkeys("button select textarea text".split(), " ")
 _VERBATIM = frozenset("pre listing xmp plaintext textarea".split())
+_LAID_OUT = frozenset(_LINE_ENDS) | frozenset(_BETWEEN) | _VERBATIM | {"br"}
 _SPACE = re.compile(r"[ \t\n\r\f]+")
 
 _TAG = re.compile(r"<(?:(!--)|(/?)([a-zA-Z][^\s/>]*)([^>]*))")
@@ -102,10 +103,8 @@ def visible_text(page: str) -> str:
     for tag, text, begins in _walk(parser):
         if text is not None:
             layout.text(text)
-        elif begins:
-            layout.begin(tag)
-        else:
-            layout.end(tag)
+        elif tag in _LAID_OUT:
+            (layout.begin if begins else layout.end)(tag)
     return "".join(layout.parts).strip("\r\n").rstrip(" ")
 
 
