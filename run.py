@@ -232,6 +232,9 @@ def train(
     state = run.state  # a damaged result is told here
     for line in attempts.explain(checked, run, redo=redo):
         say(line)
+    slow = slow_bf16({"": checked}) if state not in ("done", "diverged") else None
+    if slow is not None and int(os.environ.get("RANK", "0")) == 0:
+        say(slow)
     if dry_run:
         from components.decoder import count
         from experiments import budget
@@ -306,6 +309,14 @@ def on_date(path: Path) -> str:
     with contextlib.suppress(OSError):
         return f", on {datetime.date.fromtimestamp(path.stat().st_mtime)}"
     return ""
+
+
+def slow_bf16(experiments: dict[str, Any]) -> str | None:
+    """A warning where these experiments, by label, train in bf16 on a CPU that is slow at it."""
+    from components import products
+
+    settings = {k: (e.training.precision, e.execution.device) for k, e in experiments.items()}
+    return products.slow_bf16(settings)
 
 
 def leave_group() -> None:
@@ -656,8 +667,11 @@ def plan(name: str, overrides: tuple[str, ...], root: Path, as_json: bool) -> No
     from sweeps import design
     from sweeps import plan as planning
 
-    planned = planning.plan(design.load(name, overrides), root)
+    designed = design.load(name, overrides)
+    planned = planning.plan(designed, root)
     warnings = design_warnings(planned, root)
+    slow = slow_bf16({row.label: row.experiment for row in designed.variants})
+    warnings += [] if slow is None else [slow]
     if as_json:
         out({**planned.as_json(), "warnings": warnings})
     else:

@@ -220,6 +220,23 @@ def test_bf16_attention_is_exact_on_any_processor(processor):
             assert a <= 1.5 * b + 1e-3, (length, keys, n_kv_heads, window, a, b)
 
 
+def test_bf16_on_a_cpu_without_it_is_warned_of(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(products, "bf16_instructions", lambda: False)
+    rows = {"a": ("bf16", "auto"), "b": ("fp32", "auto"), "c": ("bf16", "cuda")}
+    warning = products.slow_bf16(rows)
+    assert warning is not None
+    assert "bf16 (a):" in warning
+    assert "training.precision=fp32" in warning
+    assert products.slow_bf16({"": ("fp32", "cpu")}) is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert products.slow_bf16(rows) is None
+    assert products.slow_bf16({"": ("bf16", "cpu")}) is not None
+    monkeypatch.setattr(products, "bf16_instructions", lambda: True)
+    assert products.slow_bf16({"": ("bf16", "cpu")}) is None
+
+
 # --- linear_cross_entropy ---
 
 

@@ -111,3 +111,11 @@ def test_every_part_of_a_model_is_used_by_a_shipped_experiment_or_sweep() -> Non
         (e.kind, e.name) for e in registry.entries() if e.cls.__module__ == f"components.{e.kind}"
     }
     assert {(kind, name) for kind, name in ours - shipped if kind in kinds} == set()
+
+
+@pytest.mark.parametrize(
+    "name", sorted(p.stem for p in SWEEPS.glob("*.yaml") if not p.stem.endswith("-gpu"))
+)
+def test_sweeps_for_a_cpu_train_in_fp32(name):
+    precisions = {row.experiment.training.precision for row in design.load(name).variants}
+    assert precisions == {"fp32"}
