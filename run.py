@@ -273,8 +273,6 @@ def train(
     from experiments.trainer import train as run_training
 
     evaluate.check(checked.evaluation, fetch=True)
-    if heard := environment.heard(checked.execution.threads):
-        say(heard)
     unscored, before = None, state in ("done", "diverged")
     try:
         result = run_training(checked, seed, root, progress="bar", run=run)
@@ -740,6 +738,8 @@ def sweep(
     if planned.missing:
         check_rows(designed, planned, root)
     manifest.write(root, planned.manifest)
+    if redo:
+        stale.open_attempts(root, planned.manifest)
     carry_out(manifest.load(root, designed.name), root, workers, as_json)
 
 
@@ -1010,6 +1010,7 @@ def retry(
         control.free(root, record, rows)
         if redo:
             manifest.write(root, record)
+            stale.open_attempts(root, record)
         carry_out(record, root, workers, as_json)
 
 

@@ -168,19 +168,26 @@ def factors_are_rates(schedule: Any, steps: int, most: int = 1000) -> None:
         Broken: one is not.
     """
     looked = sorted({*range(0, steps, max(1, steps // most)), steps - 1})
-    found = []
-    for step in looked:
-        factor = schedule.factor(step, steps)
-        if isinstance(factor, bool) or not isinstance(factor, int | float):
-            raise Broken(f"factor({step}, {steps}) is {faults.described(factor)}, not a number")
-        if not math.isfinite(factor) or factor < 0:
-            raise Broken(
-                f"factor({step}, {steps}) is {factor:g}; it multiplies the learning rate, and "
-                "should be a number of 0 or more"
-            )
-        found.append(factor)
-    if not any(found):
+    factors = [factor_is_a_rate(schedule, step, steps) for step in looked]
+    if not any(factors):
         raise Broken(f"its factor is 0 at each of {steps} steps: nothing would be trained")
+
+
+def factor_is_a_rate(schedule: Any, step: int, steps: int) -> float:
+    """The factor of one step, a finite number of 0 or more.
+
+    Raises:
+        Broken: it is something else.
+    """
+    factor = schedule.factor(step, steps)
+    if isinstance(factor, bool) or not isinstance(factor, int | float):
+        raise Broken(f"factor({step}, {steps}) is {faults.described(factor)}, not a number")
+    if not math.isfinite(factor) or factor < 0:
+        raise Broken(
+            f"factor({step}, {steps}) is {factor:g}; it multiplies the learning rate, and "
+            "should be a number of 0 or more"
+        )
+    return factor
 
 
 def loss_is_a_sum(objective: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> None:

@@ -56,21 +56,6 @@ def recorded(environ: MutableMapping[str, str] = os.environ) -> dict[str, str]:
     return {name: environ[name] for name in sorted(environ) if _RECORDED.fullmatch(name)}
 
 
-def heard(threads: int | None, environ: MutableMapping[str, str] = os.environ) -> str | None:
-    """One line on those that round the sums of this run otherwise; none for one of several ranks.
-
-    `threads` is `execution.threads`, which goes before OMP_NUM_THREADS.
-    """
-    if "RANK" in environ:  # the launcher's own
-        return None
-    counts = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-    names = [n for n in recorded(environ) if n not in counts or threads is None]
-    if not names:
-        return None
-    found = ", ".join(f"{name}={environ[name]}" for name in names)
-    return f"heard in the environment: {found}; sums may round otherwise (see provenance.json)"
-
-
 def check_ranks(environ: MutableMapping[str, str] = os.environ) -> None:
     """What a launcher says of this process must be complete.
 

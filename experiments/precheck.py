@@ -6,7 +6,7 @@ Each experiment's own model and optimizer are put through the promises of compon
                gives the same; two builds are equal
     loss       finite on the first batch, a sum over targets
     optimizer  the schedule still acts after the round trip of its state; resuming is going on
-    schedule   finite factors of 0 or more
+    schedule   finite factors of 0 or more, the first and the last
 
 A model made of this repository's components alone, which its tests have put through the same, is
 looked at in a copy of one layer with few tokens. One with an imported part is looked at as it is,
@@ -110,8 +110,9 @@ def check(
     dims = loader.dump(experiment, everything=True)["model"]
     with torch.random.fork_rng(devices=[]):
         if first("schedule", t.schedule.dump(), t.steps):
-            with _named(t.schedule):
-                promises_training.factors_are_rates(t.schedule.build(), t.steps)
+            with named(t.schedule):  # the others when training comes to them: it may take its time
+                for step in {0, t.steps - 1}:
+                    promises_training.factor_is_a_rate(t.schedule.build(), step, t.steps)
         if first("optimizer", t.optimizer.dump(), dims if own and _imported(t.optimizer) else None):
             _check_optimizer(experiment)
         if not first("model", dims, t.seq_len, t.objective.dump(), vocabulary if own else None):
@@ -149,13 +150,13 @@ def _check_model(
     m = experiment.model
     specs = list(m.specs.values())
     if own:
-        with _named(*specs):
+        with named(*specs):
             _check_initial_values(shallow(experiment), seed)
     model = build(experiment, vocabulary, seed)
     length = _length(model, tokens.shape[1] - 1) if own else FEW
     rows = max(1, WORK // _size(model) // length) if own else 1
     with (
-        _named(experiment.training.objective, *specs),
+        named(experiment.training.objective, *specs),
         faults.watched(model, "on the first batch", specs),
     ):
         _check_loss(model, experiment, tokens[:rows, : length + 1])
@@ -168,11 +169,11 @@ def _check_model(
     with torch.no_grad():
         if not model(ids).isfinite().all():  # stirred too far
             model = build(experiment, vocabulary, seed).eval()
-    with _named(*specs), faults.watched(model, "in evaluation", specs):
+    with named(*specs), faults.watched(model, "in evaluation", specs):
         promises.keeps_sequences_apart(model, ids)
     through = [s for s in specs if s.kind in ("mixer", "position", "block")]
     specs = through if _imported(*through) else specs
-    with _named(*specs), faults.blamed("in steps with a cache", specs):
+    with named(*specs), faults.blamed("in steps with a cache", specs):
         promises.caches_keep_what_they_are_given(model, ids[:2])
 
 
@@ -200,7 +201,7 @@ def _check_loss(model: Decoder, experiment: Experiment, tokens: Tensor) -> None:
     hidden = model(tokens[:, :-1]).flatten(0, 1)
     if not hidden.isfinite().all():
         raise Broken("hidden states are not finite (nan or infinite) on the first batch")
-    with _named(objective), faults.blamed("in the objective", [objective]):
+    with named(objective), faults.blamed("in the objective", [objective]):
         built = objective.build()
         if _imported(objective) and len(targets) > 1:
             promises_training.loss_is_a_sum(built, hidden, model.output_weight, targets)
@@ -224,11 +225,11 @@ def _check_optimizer(experiment: Experiment) -> None:
 
     if sum(p.numel() for p in skeleton(dims, specs, True).parameters()) > LARGEST:
         return
-    with _named(optimizer), faults.blamed("in the optimizer", [optimizer]):
+    with named(optimizer), faults.blamed("in the optimizer", [optimizer]):
         promises_training.keeps_its_state(optimizer.build().build, make)
 
 
-class _named:
+class named:
     """Turns a broken promise into a line that names the imported components it may be of."""
 
     def __init__(self, *specs: registry.Spec) -> None:
@@ -269,10 +270,10 @@ def _check_data(experiment: Experiment, data: Dataset) -> None:
     """What an imported corpus or tokenizer made: shards whose name changes with the text, and ids
     that the model has an embedding for."""
     corpus, tokenizer = experiment.data.corpus, experiment.data.tokenizer
-    with _named(corpus):
+    with named(corpus):
         if _imported(corpus):
             contract_training.fingerprint_is_a_name_for_the_text(Case(corpus.entry, corpus.params))
-    with _named(tokenizer):
+    with named(tokenizer):
         for ids in (data.train, data.val) if _imported(tokenizer) else ():
             most = max((int(part.max()) for part in _pieces(ids)), default=0)
             size = data.vocab_size

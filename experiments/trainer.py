@@ -25,7 +25,17 @@ from torch import Tensor
 
 from components.decoder import count
 from components.dims import ResidualLinear
-from experiments import attempts, budget, checkpoint, measure, provenance, scores, tracking
+from components.promises_training import factor_is_a_rate
+from experiments import (
+    attempts,
+    budget,
+    checkpoint,
+    measure,
+    precheck,
+    provenance,
+    scores,
+    tracking,
+)
 from experiments.clock import Clock, peak_memory
 from experiments.data import Dataset
 from experiments.evaluate import Subject, score
@@ -265,7 +275,8 @@ class Training:
     def train_step(self) -> tuple[float, Tensor]:
         """One optimizer step on one global batch; returns its learning rate and gradient norm."""
         t, accelerator = self.experiment.training, self.accelerator
-        factor = self.schedule.factor(self.step, self.steps)
+        with precheck.named(t.schedule):
+            factor = factor_is_a_rate(self.schedule, self.step, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
         torch.manual_seed(key(self.seed, self.step, accelerator.process_index))  # dropout

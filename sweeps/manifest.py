@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.registry import UserError, did_you_mean
 from experiments import scores
-from experiments.record import Run, id_parts, read_json, write_json
+from experiments.record import Run, read_json, write_json
 from experiments.yaml_text import read
 
 if TYPE_CHECKING:
@@ -169,10 +169,6 @@ def write(root: Path, data: Mapping[str, Any]) -> Path:
                 "give one of them another name: in its file"
             )
     write_json(path, dict(data))
-    for row in data["rows"]:
-        for id in row["runs"].values():
-            if id_parts(id)[2] > 1:  # another attempt: from now on it stands for the run
-                (root / id).mkdir(exist_ok=True)
     return path
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from components import source
 from components.registry import UserError, did_you_mean
-from experiments.record import Run, id_parts
+from experiments.record import Run, disk_error, id_parts
 
 if TYPE_CHECKING:
     from experiments.schema import Experiment
@@ -188,6 +188,22 @@ def with_new_attempts(
         for row in record["rows"]
     ]
     return {**record, "rows": rows}
+
+
+def open_attempts(root: Path, record: Mapping[str, Any]) -> None:
+    """Makes the folders of new attempts that were asked for, which stand for their runs from now
+    on, whether or not they come to begin.
+
+    Raises:
+        UserError: the disk refuses.
+    """
+    for row in record["rows"]:
+        for id in row["runs"].values():
+            if id_parts(id)[2] > 1:
+                try:
+                    (root / id).mkdir(parents=True, exist_ok=True)
+                except OSError as error:
+                    raise disk_error(error, root / id) from error
 
 
 def check(record: Mapping[str, Any], ids: Collection[str]) -> None:

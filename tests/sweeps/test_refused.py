@@ -257,7 +257,7 @@ WRONG = {
     "optimizer: nested": "state_dict has the keys 'inner'; a checkpoint needs torch's own form",
     "optimizer: forgetful": "resuming is not going on",
     "optimizer: nothing": "build should return a torch.optim.Optimizer, not None",
-    "schedule: falls": "factor(17, 32) is -0.0625",
+    "schedule: falls": "factor(31, 32) is -0.9375",
     "objective: mean": "it should be a sum over targets",
     "objective: each": "should return a scalar tensor",
 }
