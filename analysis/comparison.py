@@ -11,7 +11,7 @@ correction over the sweep's family, and the verdict. Renderers only choose what 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -129,25 +129,25 @@ def _mixed(rows: Sequence[Compared]) -> Iterator[Mixed]:
             for value, seeds in by_value.items():
                 named = f"{r.label} s{', s'.join(map(str, seeds))}"
                 values.setdefault(value, []).append(named if len(by_value) > 1 else r.label)
-        alike = key == "imports" and not any(_several(r, key) for r in rows)
-        alike = alike or (key == "tokens" and _near(map(float, values)))
-        if len(values) > 1 and not alike:
+        if _differ(key, values):
             yield Mixed(key, {value: tuple(labels) for value, labels in values.items()})
-
-
-def _several(r: Compared, key: str) -> bool:
-    return len({value for run in r.runs.values() for value in _facts(run, key)}) > 1
 
 
 def _concerning(r: Compared, baseline: Compared, mixed: Sequence[Mixed]) -> Iterator[str]:
     """The keys in which the row's runs differ from one another or from the baseline's."""
     for m in mixed:
-        both = [*r.runs.values(), *baseline.runs.values()]
-        if m.key == "imports":  # a row's own components may well be others than the baseline's
-            both = [*r.runs.values()]
-        values = {value for run in both for value in _facts(run, m.key)}
-        if len(values) > 1 and not (m.key == "tokens" and _near(map(float, values))):
+        both = (*r.runs.values(), *baseline.runs.values())
+        if _differ(m.key, {value for run in both for value in _facts(run, m.key)}):
             yield m.key
+
+
+def _differ(key: str, values: Collection[str]) -> bool:
+    """Whether facts of several runs are not of one and the same. Rows may import other files than
+    the baseline does: what counts is one file in two versions."""
+    if key == "imports":
+        files = [value.rpartition(" ")[0] for value in values]
+        return len(set(files)) < len(files)
+    return len(values) > 1 and not (key == "tokens" and _near(map(float, values)))
 
 
 def _facts(run: Run, key: str) -> Iterable[str]:
@@ -156,8 +156,10 @@ def _facts(run: Run, key: str) -> Iterable[str]:
     if key == "code":  # commits differ in much that no run depends on
         return [str(known["source"])[:8]] if known and known.get("source") else []
     if key == "imports":
-        own = (run.result.get("code") or {}).get("imports")
-        return [str(own)[:8]] if own else []  # a row may well have none
+        own = (run.result.get("code") or {}).get("imports") or {}  # a row may well have none
+        if isinstance(own, str):  # of all files together, as earlier versions wrote it
+            return [own[:8]]
+        return [f"{name} {str(code)[:8]}" for name, code in own.items()]
     if key == "versions":
         given = sorted((name, version) for name, version in (known or {}).items() if version)
         return [", ".join(f"{name} {version}" for name, version in given)] * bool(given)

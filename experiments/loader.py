@@ -524,6 +524,14 @@ def code_digest(experiment: Experiment) -> str | None:
     return hashlib.blake2b("/".join(codes).encode(), digest_size=4).hexdigest()
 
 
+def code_by_name(experiment: Experiment) -> dict[str, str] | None:
+    """`own_code` by the names of the files alone; None where there is none."""
+    codes = own_code(experiment)
+    names = sorted({path.name for path in codes})
+    of = {n: "/".join(sorted(c for path, c in codes.items() if path.name == n)) for n in names}
+    return of or None
+
+
 def specs_of(model: Closed, path: str = "") -> Iterator[tuple[str, Spec]]:
     """The components of an experiment or a section of it, with their dotted paths."""
     for name, value in model:

@@ -16,7 +16,7 @@ from components.linear_cross_entropy import linear_cross_entropy, losses_by_targ
 from components.objective import CrossEntropy
 from experiments import checkpoint, own_code, provenance
 from experiments.data import Dataset, recorded
-from experiments.loader import code_digest, load
+from experiments.loader import code_by_name, load
 from experiments.record import Run, UserError, read_json
 from experiments.schema import Experiment
 
@@ -122,7 +122,7 @@ def check_code(run: Run, experiment: Experiment, known: Mapping[str, Any]) -> No
     Raises:
         UserError: they are not.
     """
-    now, then = code_digest(experiment), known["attempts"][-1].get("imports")
+    now, then = code_by_name(experiment), known["attempts"][-1].get("imports")
     if now is None or now == then:
         return
     before = None if "imports" in known else provenance.digest(map(Path, experiment.imports))

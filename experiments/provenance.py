@@ -13,7 +13,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,11 +31,14 @@ LARGEST_PATCH = 1 << 20  # characters
 
 
 def describe(
-    device: str, processes: int, sharding: str | None = None, imports: str | None = None
+    device: str,
+    processes: int,
+    sharding: str | None = None,
+    imports: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """What an attempt at a run ran on and from; no variables but Slurm's ids and kernels'.
 
-    `imports` is the digest of the experiment's own components, `loader.code_digest`.
+    `imports` are digests of the experiment's own components by file, `loader.code_by_name`.
     """
     import torch  # here, since `submit` asks only for `git`
 

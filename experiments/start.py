@@ -16,7 +16,7 @@ from accelerate.utils import broadcast_object_list
 from components.memory_cpu import hold_freed_memory
 from experiments import own_code, precheck, provenance
 from experiments.data import Dataset
-from experiments.loader import changed_defaults, code_digest, to_yaml
+from experiments.loader import changed_defaults, code_by_name, to_yaml
 from experiments.record import (
     SCHEMA,
     Run,
@@ -119,7 +119,7 @@ def begin(
         torch.set_num_threads(min(first, os.cpu_count() or first))
     sharding = "fsdp2" if accelerator.is_fsdp2 else None
     processes = world(accelerator)
-    own = code_digest(experiment)
+    own = code_by_name(experiment)
     attempt = provenance.describe(str(accelerator.device), processes, sharding, own)
     known |= {"seed": seed, "data": {**data.meta, "folder": data.folder.name}}
     known["imports"] = own_code.copies(experiment.imports, run.root)
