@@ -38,6 +38,7 @@ class _File:
 
 
 _files: dict[str, _File] = {}  # by the name of the module
+_folders: list[str] = []  # that stand at the end of sys.path for the files in use
 _helpers: dict[tuple[Path, str], types.ModuleType] = {}  # modules beside them, by file and digest
 
 
@@ -46,6 +47,9 @@ def use_files(paths: Iterable[Path]) -> Iterator[tuple[int, UserError]]:
 
     Gives what is wrong with a file and its place in `paths`; to be read to its end.
     """
+    while _folders:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(_folders.pop())
     known = {id(entry) for file in _files.values() for entry in file.entries}
     for key, entry in [*registry._entries.items()]:
         if id(entry) in known:
@@ -84,6 +88,7 @@ def load_file(path: Path) -> None:
         _files[name] = _import(path, name, code, files)
         return
     sys.modules.update(_files[name].modules)
+    _found_later(path.parent)
     for entry in _files[name].entries:
         registry.check_free(entry)
         registry._entries[entry.kind, entry.name] = entry
@@ -154,12 +159,17 @@ def _beside(folder: Path, files: Mapping[str, Path]) -> Iterator[dict[str, types
         yield found
     finally:
         sys.path.remove(str(folder))
-        if str(folder) not in sys.path:
-            sys.path.append(str(folder))
+        _found_later(folder)
     for name, file in names.items():
         module = sys.modules.get(name)
         if module is not None and Path(getattr(module, "__file__", None) or "").resolve() == file:
             found[name] = _helpers[file, digests[name]] = module
+
+
+def _found_later(folder: Path) -> None:
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+        _folders.append(str(folder))
 
 
 def _line_in(trace: types.TracebackType | None, files: Iterable[Path]) -> str | None:

@@ -124,16 +124,16 @@ def fingerprint(folder: Path) -> str | None:
 
 def others(experiment: Experiment, run: Run) -> list[tuple[Run, str]]:
     """Runs of the same settings and seed that have begun with other text or other code of the
-    experiment's own, and in words what differs."""
+    experiment's own, and in words what has changed."""
     who, seed, _ = id_parts(run.id)
-    found = [(other, "other text") for other in Attempts(run.root).of(f"{who}-s{seed}")]
+    found = [(other, "the data") for other in Attempts(run.root).of(f"{who}-s{seed}")]
     settings, _, code = who.partition("-")
     if code:
         files = ", ".join(sorted(file.name for file in own_code(experiment)))
         for path in sorted(run.root.glob(f"{settings}-*-s{seed}*")):
             parts = id_parts(path.name)
             if parts[0] != who and parts[1] == seed:
-                found.append((Run(run.root, path.name), f"another version of {files}"))
+                found.append((Run(run.root, path.name), f"the code of {files}"))
     return [(other, what) for other, what in found if other.id != run.id and data_of(other)]
 
 
@@ -150,10 +150,10 @@ def explain(experiment: Experiment, run: Run, *, redo: bool = False) -> list[str
         state = other.state
         if state in ("interrupted", "running") and not redo:
             raise UserError(
-                f"{other.folder}: is {state}, and was begun with {what}; put that back to go on "
-                "with it, or train from the start beside it: --redo"
+                f"{other.folder}: {what} has changed since this run began, and it is {state}; "
+                "restore it to go on, or train from the start beside it: --redo"
             )
-        lines.append(f"{other.folder} ({state}) was made with {what}; training {run.id}")
+        lines.append(f"{other.folder}: {state}; {what} has changed since, training {run.id}")
     return lines
 
 

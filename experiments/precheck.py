@@ -6,7 +6,8 @@ Each experiment's own model and optimizer are put through the promises of compon
                gives the same; two builds are equal
     loss       finite on the first batch, a sum over targets
     optimizer  the schedule still acts after the round trip of its state; resuming is going on
-    schedule   finite factors of 0 or more, the first and the last
+
+A schedule is not asked here: training looks at each factor when it comes to its step.
 
 A model made of this repository's components alone, which its tests have put through the same, is
 looked at in a copy of one layer with few tokens. One with an imported part is looked at as it is,
@@ -109,10 +110,6 @@ def check(
     own = faults.imported_in(m.specs.values())
     dims = loader.dump(experiment, everything=True)["model"]
     with torch.random.fork_rng(devices=[]):
-        if first("schedule", t.schedule.dump(), t.steps):
-            with named(t.schedule):  # the others when training comes to them: it may take its time
-                for step in {0, t.steps - 1}:
-                    promises_training.factor_is_a_rate(t.schedule.build(), step, t.steps)
         if first("optimizer", t.optimizer.dump(), dims if own and _imported(t.optimizer) else None):
             _check_optimizer(experiment)
         if not first("model", dims, t.seq_len, t.objective.dump(), vocabulary if own else None):

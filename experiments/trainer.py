@@ -92,7 +92,9 @@ def train(
         ScoringFailed: the run is done, but one of its tasks could not be scored.
         Interrupted: a signal came; the checkpoint of the last step is on disk.
     """
-    run = run or attempts.Attempts(root).choose(experiment, run_id(experiment, seed))
+    if run is None:
+        run = attempts.Attempts(root).choose(experiment, run_id(experiment, seed))
+        attempts.explain(experiment, run)
     check_directory(run, experiment)
     mirror_to = tracking.place(experiment.tracking.model_dump())
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1

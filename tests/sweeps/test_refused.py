@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from components.registry import UserError
+from experiments import loader
 from sweeps import design, guard, plan
 from tests import command_line
 from tests.command_line import ceteris
@@ -257,7 +258,6 @@ WRONG = {
     "optimizer: nested": "state_dict has the keys 'inner'; a checkpoint needs torch's own form",
     "optimizer: forgetful": "resuming is not going on",
     "optimizer: nothing": "build should return a torch.optim.Optimizer, not None",
-    "schedule: falls": "factor(31, 32) is -0.9375",
     "objective: mean": "it should be a sum over targets",
     "objective: each": "should return a scalar tensor",
 }
@@ -270,6 +270,17 @@ def test_what_would_train_a_model_wrongly_is_named(setting: str, root: Path) -> 
     line = refused(f"{{training.{setting}}}", root)
     assert line.startswith("parts.py:")
     assert f": {kind} '{name}': {WRONG[setting]}" in line
+
+
+def test_a_schedule_below_zero_ends_training_by_name(root: Path) -> None:
+    Path("parts.py").write_text(TRAINING)
+    done = command_line.ceteris("train", "base.yaml", "training.schedule=falls", "--runs", root)
+    assert done.code == 2
+    steps = loader.load("base.yaml").training.steps
+    line = f"error: parts.py:{{}}: schedule 'falls': factor({steps // 2 + 1}, {steps}) is -"
+    head, _, tail = line.partition("{}")
+    (said,) = [x for x in done.err.splitlines() if x.startswith(head)]
+    assert tail in said
 
 
 @pytest.mark.parametrize("preset", ["positions", "arora2023", "wortsman2023", "press2021"])

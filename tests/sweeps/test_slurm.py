@@ -111,7 +111,7 @@ def test_a_failure_is_shown_with_its_log_and_cancel_saves(here: Desk) -> None:
     here.submit("gated")
     here.wait("gated", lambda states: set(states.values()) == {"failed"})
     row = here.status("gated")["baseline-0"]
-    assert row["note"] == "RuntimeError: the sky fell"
+    assert "schedule 'gated': RuntimeError: the sky fell" in row["note"]
     assert "RuntimeError: the sky fell" in row["log"][-1]
     broken.unlink()
     here.cluster(array_parallelism=2)
