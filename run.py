@@ -1017,22 +1017,23 @@ def retry(
 @cli.command()
 @click.argument("target", metavar="RUN|SWEEP")
 @click.option("--yes", "-y", is_flag=True, help="Don't ask.")
-@dry_run_option
 @runs_option
+@json_option
 @takes("target", "RUN", "SWEEP", "MADE")
-def rm(target: str, yes: bool, dry_run: bool, root: Path) -> None:
+def rm(target: str, yes: bool, root: Path, as_json: bool) -> None:
     """Remove RUN, or SWEEP with its tables and the runs that no other sweep has. Asks first."""
     from sweeps import removal
 
     found = removal.found(root, target, scored_sweep(root, target))
     for line in found.lines():
         say(line)
-    if dry_run:
-        return
     if not yes:
         click.confirm("Remove them for good?", abort=True, err=True)
     removal.remove(root, found)
-    say(f"removed: {len(found.runs)} runs{' and the sweep ' + found.sweep if found.sweep else ''}")
+    if as_json:
+        out({"schema": 1, "sweep": found.sweep, "runs": [run.id for run in found.runs]})
+    else:
+        say(f"removed: {len(found.runs)} run{'s' * (len(found.runs) != 1)}")
 
 
 @cli.command()

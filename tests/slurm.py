@@ -6,7 +6,7 @@
 It reads nothing of a Slurm that the machine may have, and leaves nothing behind. All nodes are this
 machine, under the names 127.0.0.1, 127.0.0.2, … that torch can resolve as MASTER_ADDR, with as many
 CPUs as asked for, whatever there are. Partitions: `main` (default), `low` (jobs of `high` preempt
-its jobs: signal, 120 s of grace, requeue), `high`, and `short` (at most one minute).
+its jobs: signal, 30 s of grace, requeue), `high`, and `short` (at most one minute).
 
 What is as in production: every Slurm command, arrays, requeueing, preemption, time limits (checked
 every 30 s, by the minute), lost nodes. What is not: memory and devices are booked, never fenced.
@@ -139,7 +139,7 @@ class PrivateSlurm:
     def kill_node(self, name: str, steps: bool = False) -> None:
         """The node's slurmd dies at once; with `steps`, all that its jobs run there as well.
 
-        The controller notices after SlurmdTimeout (a minute), or when it is told.
+        The controller notices after SlurmdTimeout (30 s), or when it is told.
         """
         slurmd = self._daemons.pop(name)
         slurmd.kill()

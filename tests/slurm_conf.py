@@ -22,7 +22,7 @@ FAKE_GPUS = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom
 PARTITIONS = """\
 PartitionName=DEFAULT Nodes=ALL State=UP MaxTime=INFINITE PriorityTier=5
 PartitionName=main Default=YES PreemptMode=OFF
-PartitionName=low PriorityTier=1 PreemptMode=REQUEUE GraceTime=120
+PartitionName=low PriorityTier=1 PreemptMode=REQUEUE GraceTime=30
 PartitionName=high PriorityTier=10 PreemptMode=OFF
 PartitionName=short MaxTime=1 PreemptMode=OFF
 """
@@ -75,7 +75,7 @@ def slurm_conf(
         "CredType": "cred/munge",
         # A requeued job waits until its old credential has expired: 120 s unless said otherwise.
         # A step that starts later than that fails, as it may where the machine is busy.
-        "AuthInfo": f"socket={folder}/run/munge.sock,cred_expire=30",
+        "AuthInfo": f"socket={folder}/run/munge.sock,cred_expire=15",
         "StateSaveLocation": f"{folder}/state",
         "SlurmdSpoolDir": f"{folder}/spool/%n",
         "SlurmctldPidFile": f"{folder}/run/slurmctld.pid",
@@ -99,11 +99,11 @@ def slurm_conf(
         "ReturnToService": 2,
         "SlurmctldTimeout": 30,
         # Longer than a busy machine lets anyone wait; the usual 10, 10, 2 and 30 are not always.
-        "SlurmdTimeout": 60,
+        "SlurmdTimeout": 30,
         "BatchStartTimeout": 300,
         "MessageTimeout": 60,
         "TCPTimeout": 30,
-        "KillWait": 30,
+        "KillWait": 5,
         "MinJobAge": 86400,
         "SlurmdParameters": "config_overrides",  # nodes larger than the machine
         "DefMemPerCPU": 100,  # otherwise each job takes all memory of its node

@@ -30,35 +30,38 @@ from pathlib import Path
 from components.norm import RMSNorm
 from components.registry import register
 
+def has_learnt(norm):
+    return not norm.weight.is_meta and norm.training and not bool((norm.weight == 1).all())
+
 def there(name):
     return Path(__file__).with_name(name).exists()
 
 @register("norm", "test_patient")
 class Patient(RMSNorm):
-    \"\"\"Takes its time while a file `hold` is there, and waits while `wait` is.
+    \"\"\"From its second step on takes its time while `hold` is there, and waits while `wait` is.
 
     Ten steps take 20 s then: a signal meets them, however long it is on its way.
     \"\"\"
     def forward(self, x):
-        while not x.is_meta and there("wait"):
+        while has_learnt(self) and there("wait"):
             time.sleep(0.02)
-        if not x.is_meta and there("hold"):
+        if has_learnt(self) and there("hold"):
             time.sleep(0.2)
         return super().forward(x)
 
 @register("norm", "test_broken")
 class Broken(RMSNorm):
-    \"\"\"Fails until a file `mended` is there.\"\"\"
+    \"\"\"Fails in its second step until a file `mended` is there.\"\"\"
     def forward(self, x):
-        if not x.is_meta and not there("mended"):
+        if not x.is_meta and has_learnt(self) and not there("mended"):
             raise RuntimeError("a part broke\\nin two")
         return super().forward(x)
 
 @register("norm", "test_exploding")
 class Exploding(RMSNorm):
-    \"\"\"Is never finite.\"\"\"
+    \"\"\"Is finite in its first step alone.\"\"\"
     def forward(self, x):
-        return super().forward(x) * float("inf")
+        return super().forward(x) * (float("inf") if has_learnt(self) else 1.5)
 """
 PAIR = "base: small.yaml\nseeds: [0, 1]\nrows:\n  - {label: RMS, set: {model.norm: rmsnorm}}\n"
 
@@ -320,10 +323,10 @@ def test_a_failing_run_is_named_the_others_finish_and_retry_mends(here: Path) ->
     made = ceteris("sweep", "bad.yaml")
     assert made.code == 1
     assert counts("bad") == {"done": 1, "diverged": 1, "failed": 1}
-    assert "failed: broken s0: RuntimeError: a part broke in two" in made.err
+    assert "norm 'test_broken': RuntimeError: a part broke in two" in made.err
     assert made.err.splitlines()[-1] == "next: python run.py retry bad"
     row = {r["label"]: r for r in ceteris("status", "bad", "--json").json["runs"]}["broken"]
-    assert row["note"] == "RuntimeError: a part broke in two"
+    assert "norm 'test_broken': RuntimeError: a part broke in two" in row["note"]
     assert "Traceback" in Path("runs", row["id"], "log.txt").read_text()
     table = ceteris("table", "bad", "--format", "md").out
     assert "Failed in the last attempt: broken seed 0" in table
@@ -331,7 +334,7 @@ def test_a_failing_run_is_named_the_others_finish_and_retry_mends(here: Path) ->
 
     before = files(here)
     (line,) = ceteris("retry", "bad", "--dry-run").out.splitlines()
-    assert line.startswith(f"{row['id']}  broken s0  failed: RuntimeError")
+    assert line.startswith(f"{row['id']}  broken s0  failed: ") and "RuntimeError" in line
     assert files(here) == before
     Path("mended").touch()
     assert ceteris("retry", "bad").code == 0  # a diverged run is a result, not a failure
