@@ -1608,10 +1608,10 @@ def main() -> None:
     except Exception as error:
         from components import faults
 
-        line = faults.attribute(error)  # one that is imported? what is ours keeps its traceback
-        if line is None:
+        place = faults.attribute(error)  # of an imported part? what is ours keeps its traceback
+        if place is None:
             raise
-        say(f"error: {line}")
+        say(f"error: {place}")
         sys.exit(2)
     sys.exit(0)
 

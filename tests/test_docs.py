@@ -9,9 +9,10 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -32,7 +33,11 @@ IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 FENCE = re.compile(r"^```(\w+)?([^\n`]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-LOADERS = {"experiment": loader.load, "sweep": design.load, "cluster": cluster.load}
+LOADERS: dict[str, Callable[[Path], Any]] = {
+    "experiment": loader.load,
+    "sweep": design.load,
+    "cluster": cluster.load,
+}
 
 
 @dataclass(frozen=True)

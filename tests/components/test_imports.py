@@ -144,8 +144,8 @@ def test_only_the_files_of_the_experiment_at_hand_are_known(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("lazy", [False, True])
 def test_each_folder_has_its_own_module_of_a_name(tmp_path: Path, lazy: bool) -> None:
-    for name, value in (("one", 1), ("two", 2)):
-        write(tmp_path / name / "t_beside.py", f"VALUE = {value}.0")
+    for name, value in (("one", 1.0), ("two", 2.0)):
+        write(tmp_path / name / "t_beside.py", f"VALUE = {value}")
         write(tmp_path / name / "a.py", extra="import t_beside", value="t_beside.VALUE")
     for name, value in (("one", 1.0), ("two", 2.0), ("one", 1.0)):
         use(tmp_path / name / "a.py")

@@ -208,10 +208,8 @@ def test_a_task_gets_the_first_word_with_its_space(tmp_path: Path) -> None:
 
 def test_texts_in_json_are_those_that_are_shown(tmp_path: Path) -> None:
     tokenizer = sentencepiece(tmp_path, "llama")
-    script = [
-        *tokenizer.encode("over"),
-        *(tokenizer.model.token_to_id(b) for b in ("<0xC3>", "<0xA9>")),
-    ]  # type: ignore[attr-defined]  # noqa: E501
+    ids = tokenizer.model.token_to_id  # type: ignore[attr-defined]
+    script = [*tokenizer.encode("over"), *(ids(byte) for byte in ("<0xC3>", "<0xA9>"))]
     model = cast(Decoder, Scripted(script, vocabulary=tokenizer.vocab_size))
     how = Sampling(temperature=0, max_tokens=len(script))
     (found,) = generate(model, tokenizer, "the cat", how)

@@ -7,7 +7,7 @@ import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -64,7 +64,8 @@ def scored(
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"code_{name}.py").write_text(code)
     write_task(folder, name, rows, yaml)
-    return _score_leaf(Guesser(), tasks.resolve([name], folder), name, Evaluation(tasks=(name,)))  # type: ignore[arg-type]
+    resolved, evaluation = tasks.resolve([name], folder), Evaluation(tasks=(name,))
+    return _score_leaf(cast(Any, Guesser()), resolved, name, evaluation)
 
 
 def share(row: dict[str, Any], right: Sequence[int]) -> float:
