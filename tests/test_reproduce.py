@@ -69,9 +69,9 @@ from components.registry import register
 
 @register("norm", "test_torn")
 class Torn(RMSNorm):
-    \"\"\"Fails.\"\"\"
+    \"\"\"Fails in its second step, which the guard does not come to.\"\"\"
     def forward(self, x):
-        if not x.is_meta and x.requires_grad:
+        if not x.is_meta and self.training and not bool((self.weight == 1).all()):
             raise RuntimeError("a part broke")
         return super().forward(x)
 """
