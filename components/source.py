@@ -13,6 +13,7 @@ Nothing here imports the files or runs their code.
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import io
 import tokenize
@@ -100,23 +101,32 @@ def closure(file: Path, module: str = "", leave_out: tuple[str, ...] = OWN) -> d
 def _imported(file: Path, roots: tuple[Path, ...], leave_out: tuple[str, ...]) -> Iterator[Path]:
     """Files below `roots` that the import statements of `file` name, wherever they stand in it."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # of its strings: that is its author's
-            tree = ast.parse(file.read_bytes())
-    except (OSError, SyntaxError, ValueError, RecursionError):
+        named = _import_statements(file.read_bytes())
+    except OSError:
         return
+    for words, level in named:
+        bases = (file.parents[level - 1],) if level else roots
+        if level or words[0] not in leave_out:
+            for base in bases:
+                yield from _modules(base, words)
+
+
+@functools.lru_cache(maxsize=256)  # a sweep asks for the same files once for each of its rows
+def _import_statements(content: bytes) -> tuple[tuple[list[str], int], ...]:
+    """(dotted words, leading dots) of all that the import statements of a file name."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of its strings: that is its author's
+            tree = ast.parse(content)
+    except (SyntaxError, ValueError, RecursionError):
+        return ()
+    found: list[tuple[list[str], int]] = []
     for node in ast.walk(tree):
-        named: list[list[str]] = []
-        bases = roots
         if isinstance(node, ast.Import):
-            named = [alias.name.split(".") for alias in node.names]
+            found += [(alias.name.split("."), 0) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             words = node.module.split(".") if node.module else []
-            named = [[*words, alias.name] for alias in node.names]
-            bases = (file.parents[node.level - 1],) if node.level else roots
-        for words in named:
-            if bases is not roots or words[0] not in leave_out:
-                for base in bases:
-                    yield from _modules(base, words)
+            found += [([*words, alias.name], node.level) for alias in node.names]
+    return tuple(found)
 
 
 def _modules(root: Path, words: list[str]) -> Iterator[Path]:
@@ -139,9 +149,14 @@ def digest(files: Mapping[str, Path]) -> str:
             content = file.read_bytes()
         except OSError:
             content = b""
-        part = hashlib.blake2b(digest_size=16)
-        for token in tokens(content):
-            raw = token.encode("utf-8", "surrogatepass")
-            part.update(len(raw).to_bytes(4, "big") + raw)
-        whole.update(f"{name}\0".encode() + part.digest())
+        whole.update(f"{name}\0".encode() + _token_digest(content))
     return whole.hexdigest()
+
+
+@functools.lru_cache(maxsize=256)
+def _token_digest(content: bytes) -> bytes:
+    part = hashlib.blake2b(digest_size=16)
+    for token in tokens(content):
+        raw = token.encode("utf-8", "surrogatepass")
+        part.update(len(raw).to_bytes(4, "big") + raw)
+    return part.digest()
