@@ -136,8 +136,12 @@ def is_place(info: pydantic.fields.FieldInfo) -> bool:
 
 
 def path_from(folder: str, written: str) -> Path:
-    """The path that `written` means in a file of this folder; `~` is the home folder."""
-    return Path(folder) / os.path.expanduser(written)  # noqa: PTH111 - it refuses nobody's home
+    """The path that `written` means in a file of this folder; `~` is the home folder.
+
+    In the current folder it stays as short as it was written, which messages show.
+    """
+    path = Path(os.path.expanduser(written))  # noqa: PTH111 - it refuses nobody's home
+    return path if Path(folder) == Path.cwd() else Path(folder) / path
 
 
 @dataclass(frozen=True)
