@@ -23,7 +23,7 @@ demo: setup
 	@$(PY) run.py sweep demo
 
 test: setup lint slurm
-	@$(PY) -m pytest -n 2 --dist loadgroup
+	@$(PY) -m pytest -n 3 --dist loadgroup
 
 test-slow: setup slurm
 	@$(PY) -m pytest -m slow

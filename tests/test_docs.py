@@ -119,6 +119,7 @@ def follow(block: Block, after: Block | None) -> None:
             assert [variant.label for variant in loaded.variants] == shown
 
 
+@pytest.mark.slow
 def test_the_first_sweep_of_run_on_slurm_is_what_a_real_slurm_does(
     slurm: PrivateSlurm, desk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -142,6 +142,7 @@ shown = json.load(run.file(path).download(str(root / "down")))
     assert len(server.runs) == 1
 
 
+@pytest.mark.slow
 def test_what_the_server_refused_is_logged_the_next_time(act: Act, server: WandbServer) -> None:
     server.fail("file_stream", 404)
     lines = (
@@ -157,6 +158,7 @@ def test_what_the_server_refused_is_logged_the_next_time(act: Act, server: Wandb
     assert len(run.history) == 1 and run.summary["sweep/done"] == 5
 
 
+@pytest.mark.slow
 def test_offline_the_newest_files_take_the_place_of_the_earlier(act: Act, root: Path) -> None:
     first = Path(act(LOG, "offline"))
     assert first.parent == root / "wandb" and Path(act(LOG, "offline")) == first
@@ -255,6 +257,7 @@ def test_what_can_not_be_pulled_is_said_in_one_line(act: Act, server: WandbServe
     assert "\n" not in act('pull(place, "G")')["error"]
 
 
+@pytest.mark.slow
 def test_a_report_saved_again_is_the_same_one_and_keeps_what_people_wrote(
     act: Act, server: WandbServer, root: Path
 ) -> None:

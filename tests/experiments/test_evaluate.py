@@ -263,6 +263,7 @@ def test_a_failing_task_stops_no_other_and_the_run_stays_done(
     assert scores.lacking(run, wanted) == [] and scores.failure(run) is None
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_requests_and_agree(scored: Run, tasks: Path) -> None:
     change = ("--tasks", ",".join(LEAVES), "--include-path", str(tasks), "--limit", "11")
     alone = command("eval", str(scored.folder), *change)
@@ -285,6 +286,7 @@ def test_two_processes_share_the_requests_and_agree(scored: Run, tasks: Path) ->
                 assert values == kept[name][key], (name, key)
 
 
+@pytest.mark.slow
 def test_what_fails_in_one_process_fails_in_all(scored: Run, tasks: Path) -> None:
     rows = [{"q": "a", "a": " b"}] * 70 + [{"q": "a", "a": ""}] + [{"q": "a", "a": " b"}]
     write_task(

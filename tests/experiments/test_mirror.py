@@ -227,6 +227,7 @@ def synced(folder: Path) -> None:
     assert subprocess.run(words, capture_output=True).returncode == 0
 
 
+@pytest.mark.slow
 def test_part_offline_then_online_then_a_sync_of_everything_adds_no_row(
     here: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -448,6 +449,7 @@ def test_the_mirror_killed(here: Desk) -> None:
     here.in_wandb()
 
 
+@pytest.mark.slow
 def test_a_full_disk_for_wandbs_files(here: Desk, tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()

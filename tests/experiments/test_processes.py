@@ -103,6 +103,7 @@ def test_a_signal_to_one_process_stops_all_at_one_step_and_they_go_on_bit_identi
     assert_identical(run_of(tiny_yaml, bad, tmp_path / "cut bad"), diverged)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="torch would spread it over the GPUs")
 def test_a_model_spread_by_fsdp2_gives_the_run_of_one_process_and_either_goes_on_with_the_other(
     tiny_yaml: Path, tmp_path: Path
@@ -262,6 +263,7 @@ def test_with_the_callers_list_its_first_number_stops_the_run_and_no_handler_is_
     assert json.loads((run / "provenance.json").read_text())["attempts"][0]["sharding"] is None
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_run_in_wandb(tiny_yaml: Path, tmp_path: Path) -> None:
     training: dict[str, Any] = {"yaml": str(tiny_yaml), "root": str(tmp_path / "runs")}
     training["environment"] = {"WANDB_MODE": "offline"}

@@ -172,6 +172,7 @@ def test_a_table_marks_scores_that_are_not_of_one_kind(folder: Path, tiny_yaml: 
     assert "n = 1" in table  # one seed has a score
 
 
+@pytest.mark.slow
 @pytest.mark.slurm
 def test_on_slurm_with_the_training_and_after_it(here: Desk, tmp_path: Path) -> None:
     tasks = write_tasks(tmp_path / "tasks")

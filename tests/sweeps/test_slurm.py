@@ -117,6 +117,7 @@ def test_a_failure_is_shown_with_its_log_and_cancel_saves(here: Desk) -> None:
     here.cluster(array_parallelism=2)
     assert "4 submitted now" in here.submit("gated").err  # as `sweep` takes up failed runs
     here.wait("gated", lambda states: list(states.values()).count("running") == 2)
+    here.until(lambda: len([*here.folder.glob("gate.held-*")]) == 2)  # both can save by now
     dry = ceteris("cancel", "gated", "--dry-run")
     assert len(jobs_in_queue()) == 4
     real = ceteris("cancel", "gated")
@@ -131,6 +132,7 @@ def test_a_failure_is_shown_with_its_log_and_cancel_saves(here: Desk) -> None:
     here.undisturbed("gated")
 
 
+@pytest.mark.slow
 def test_a_run_on_a_lost_node_goes_on_elsewhere(here: Desk, slurm: PrivateSlurm) -> None:
     here.sweep("one", "gated.yaml", seeds=(0, 1), rows=[])
     here.submit("one")
@@ -146,6 +148,7 @@ def test_a_run_on_a_lost_node_goes_on_elsewhere(here: Desk, slurm: PrivateSlurm)
     assert attempts[1]["node"] != node
 
 
+@pytest.mark.slow
 def test_a_pack_shares_one_job_and_goes_back_with_what_it_lacks(here: Desk) -> None:
     here.cluster(runs_per_job=4, cpus_per_task=2)
     assert "4 runs in 1 job" in here.submit("gated").out

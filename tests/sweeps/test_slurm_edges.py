@@ -389,6 +389,7 @@ def preempted(here: Desk, *, by: str = "sleep 1") -> None:
         here.undisturbed("gated")
 
 
+@pytest.mark.slow
 def test_a_preempted_run_makes_room_and_goes_on_as_if_nothing_had_been(
     here: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -417,6 +418,7 @@ def test_where_preemption_sends_no_warning_the_first_sigterm_is_one(here: Desk) 
         preempted(here)
 
 
+@pytest.mark.slow
 def test_a_job_at_its_time_limit_goes_on_in_another(here: Desk) -> None:
     here.sweep("gated", "gated.yaml", rows=[])
     here.cluster(warning_seconds=60)
@@ -455,6 +457,7 @@ def test_a_run_longer_than_any_job_takes_as_many_as_it_needs(
     here.undisturbed("slow")
 
 
+@pytest.mark.slow
 def test_a_run_that_outlives_its_node_is_not_trained_twice(here: Desk, slurm: PrivateSlurm) -> None:
     here.sweep("gated", "gated.yaml", rows=[])
     here.submit("gated")

@@ -66,6 +66,7 @@ def lines(server: WandbServer) -> dict[str, int]:
     return {run.id: len(run.history) for run in server.runs.values()}
 
 
+@pytest.mark.slow
 def test_a_sweep_of_twelve_runs(server: WandbServer) -> None:
     done = command("sweep", "small.yaml")
     assert done.code == 0, done.err
