@@ -157,12 +157,12 @@ def test_a_file_registers_its_components_once(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(
         "from components.registry import register\n"
-        "@register('toy', 'mine')\n"
+        "@register('norm', 'mine')\n"
         "class Mine:\n    'Mine.'\n"
     )
     registry.load_file(file)
     registry.load_file(file)
-    assert registry.get("toy", "mine").source == f"{file}:2"
+    assert registry.get("norm", "mine").source == f"{file}:2"
 
 
 @pytest.mark.parametrize(

@@ -255,6 +255,7 @@ def test_part_offline_then_online_then_a_sync_of_everything_adds_no_row(
     assert len(inspected(own)) == len(here.rows)
 
 
+@pytest.mark.slow
 def test_what_goes_on_offline_after_it_was_online_is_left_to_push(
     here: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -304,6 +305,7 @@ def inspected(folder: Path) -> list[dict[str, Any]]:
     return [{k: json.loads(v) if isinstance(v, str) else v for k, v in row.items()} for row in rows]
 
 
+@pytest.mark.slow
 def test_more_training_is_pushed_after_what_is_there(
     here: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -324,7 +326,13 @@ def test_more_training_is_pushed_after_what_is_there(
     here.in_wandb()
 
 
-@pytest.mark.parametrize("checkpoints", [True, False], ids=["an older checkpoint", "none"])
+@pytest.mark.parametrize(
+    "checkpoints",
+    [
+        pytest.param(True, id="an older checkpoint"),
+        pytest.param(False, id="none", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_that_goes_on_behind_its_last_row_is_one_curve(here: Desk, checkpoints: bool) -> None:
     often = ["execution.log_every=1", f"execution.checkpoint_minutes={0 if checkpoints else 60}"]
     process = start("train", here.gated, "--runs", here.root, *often)
@@ -381,7 +389,7 @@ def failing(what: str, how: int | str, times: int | None = None) -> Callable[[Wa
 slow = pytest.mark.slow
 LAST = "training.schedule.at=39"  # the gate stands before the last step
 MIDWAY = [  # what happens to the server, and whether all arrives nevertheless
-    pytest.param([], gone, False, id="gone"),
+    pytest.param([], gone, False, id="gone", marks=slow),
     pytest.param([LAST], gone, False, id="gone at the end", marks=slow),
     pytest.param([], failing("file_stream", "hang"), False, id="silent", marks=slow),
     pytest.param([], failing("file_stream", 401), False, id="401"),

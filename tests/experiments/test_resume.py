@@ -81,7 +81,12 @@ def assert_identical(run: Run, other: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    "where", ["save_file", "digest", "_sync", "append_rows", "truncate", "sweep_temporaries"]
+    "where",
+    [
+        *("save_file", "_sync", "append_rows"),
+        *(pytest.param(w, marks=pytest.mark.slow) for w in ("digest", "truncate")),
+        pytest.param("sweep_temporaries", marks=pytest.mark.slow),
+    ],
 )
 def test_killed_inside_each_part_of_saving_it_ends_bit_identical(
     where: str, tiny_yaml: Path, undisturbed: Run, tmp_path: Path

@@ -84,6 +84,7 @@ def test_a_sweep_scores_its_runs_and_what_is_wanted_later_is_added(
     assert any("answer bits/byte" in title for title in titles)  # a task that can't tell
 
 
+@pytest.mark.slow
 def test_a_scoring_that_fails_is_shown_and_retried_alone(
     folder: Path, tiny_yaml: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

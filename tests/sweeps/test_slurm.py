@@ -73,6 +73,7 @@ def test_a_warned_job_saves_requeues_and_ends_as_if_nothing_had_been(here: Desk)
     here.undisturbed("gated")
 
 
+@pytest.mark.slow
 def test_killed_runs_are_told_retried_and_end_as_if_nothing_had_been(
     here: Desk, slurm: PrivateSlurm
 ) -> None:
@@ -114,6 +115,7 @@ def test_a_failure_is_shown_with_its_log_and_cancel_saves(here: Desk) -> None:
     assert "schedule 'gated': RuntimeError: the sky fell" in row["note"]
     assert "RuntimeError: the sky fell" in row["log"][-1]
     broken.unlink()
+    here.until(lambda: not jobs_in_queue())  # a job ends a moment after its run has failed
     here.cluster(array_parallelism=2)
     assert "4 submitted now" in here.submit("gated").err  # as `sweep` takes up failed runs
     here.wait("gated", lambda states: list(states.values()).count("running") == 2)
@@ -163,7 +165,9 @@ def test_a_pack_shares_one_job_and_goes_back_with_what_it_lacks(here: Desk) -> N
     here.undisturbed("gated")
 
 
-@pytest.mark.parametrize("layout", [{"tasks_per_node": 2}, {"nodes": 2}], ids=str)
+@pytest.mark.parametrize(
+    "layout", [{"tasks_per_node": 2}, pytest.param({"nodes": 2}, marks=pytest.mark.slow)], ids=str
+)
 def test_several_tasks_give_one_processes_curve(here: Desk, layout: dict[str, int]) -> None:
     here.sweep("one", "tiny.yaml", seeds=(0, 1), rows=[])
     here.cluster(**layout)

@@ -636,6 +636,7 @@ def followed(here: Desk) -> str:
     return str(out)
 
 
+@pytest.mark.slow
 def test_a_followed_log_ends_when_nobody_writes_to_it_any_more(here: Desk) -> None:
     here.sweep("gated", "gated.yaml", rows=[])
     here.submit("gated")
@@ -692,7 +693,13 @@ def test_this_machine_is_a_cluster_too(here: Desk, monkeypatch: pytest.MonkeyPat
 # --- a submitter that is stopped in the middle ---------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill -9"])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGINT, id="Ctrl-C", marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, id="kill -9"),
+    ],
+)
 def test_a_submitter_stopped_in_the_middle_leaves_nothing_that_the_next_does_not_mend(
     here: Desk, instead: Callable[[str, str], None], number: signal.Signals
 ) -> None:
