@@ -5,9 +5,11 @@
     ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 \\
         python benchmarks/train_step.py --no-memory     as a processor with AVX2 alone computes
 
-Peers run in a bare loop: autocast, forward, cross-entropy, backward, clipping, AdamW (fused for
-transformers' models; not for the plain GPT-2, whose usual script fuses on GPUs alone). Ours
-runs through `experiments.trainer.Training.train_step`, with its data, schedule, checks and log
+GELU is x Φ(x) in the plain GPT-2 and in `ceteris gpt2 erf`; in the others it is GPT-2's own
+approximation by tanh, which takes longer on a CPU. Peers run in a bare loop: autocast, forward,
+cross-entropy, backward, clipping, AdamW (fused for transformers' models; not for the plain GPT-2,
+whose usual script fuses on GPUs alone). Ours runs through
+`experiments.trainer.Training.train_step`, with its data, schedule, checks and log
 rows. All contenders take turns in one process, so that a noisy machine is noisy for all; each
 ratio is the median over turns of the ratio within a turn, with its quartiles. Ratios are of the
 process's CPU time, which others on the machine disturb less; those of wall-clock time stand
@@ -54,8 +56,8 @@ SHAPES = {
     "8x512": Shape(8, 512, 8, 512, 16384, 4),
 }
 LR = 1e-3
-PLAIN = "plain GPT-2"
-PEERS = (PLAIN, "GPT2LMHeadModel", "LlamaForCausalLM")
+PLAIN, PLAIN_TANH = "plain GPT-2", "plain GPT-2 tanh"
+PEERS = (PLAIN, PLAIN_TANH, "GPT2LMHeadModel", "LlamaForCausalLM")
 Step = Callable[[], None]
 
 
@@ -77,7 +79,7 @@ class RandomTokens:
         return self.tokens[0], self.tokens[0].size
 
 
-def ours(preset: str, shape: Shape, precision: str, folder: Path, compiled: bool) -> Step:
+def ours(preset: str, shape: Shape, precision: str, folder: Path, how: str) -> Step:
     """A step of our trainer, log rows and checks included."""
     from experiments import loader
     from experiments.progress import Progress
@@ -85,8 +87,8 @@ def ours(preset: str, shape: Shape, precision: str, folder: Path, compiled: bool
     from experiments.start import start_accelerator
     from experiments.trainer import Training
 
-    experiment = loader.load(preset, overrides(preset, shape, precision, compiled))
-    run = Run(folder, f"{preset}-{compiled}")
+    experiment = loader.load(preset, overrides(preset, shape, precision, how))
+    run = Run(folder, f"{preset}-{how}")
     run.folder.mkdir(parents=True)
     data: Any = RandomTokens(shape)
     accelerator = start_accelerator(experiment)
@@ -102,7 +104,7 @@ def ours(preset: str, shape: Shape, precision: str, folder: Path, compiled: bool
     return step
 
 
-def overrides(preset: str, shape: Shape, precision: str, compiled: bool) -> list[str]:
+def overrides(preset: str, shape: Shape, precision: str, how: str) -> list[str]:
     """The preset at the benchmark's shape."""
     changes: dict[str, Any] = {
         "model.n_layers": shape.n_layers,
@@ -118,8 +120,10 @@ def overrides(preset: str, shape: Shape, precision: str, compiled: bool) -> list
         "training.precision": precision,
         "execution.device": "cpu",
         "execution.micro_batch_size": "null",
-        "execution.compile": "true" if compiled else "false",
+        "execution.compile": "true" if how == "compiled" else "false",
     }
+    if how == "erf":
+        changes["model.ffn.activation"] = "{name: gelu, approximate: none}"
     if preset.startswith("llama"):
         changes |= {"model.mixer.n_kv_heads": shape.n_heads, "model.ffn.hidden": hidden(shape)}
     return [f"{key}={value}" for key, value in changes.items()]
@@ -196,7 +200,7 @@ def transformers_model(name: str, shape: Shape) -> Any:
     )
 
 
-def plain_gpt2(shape: Shape) -> Any:
+def plain_gpt2(shape: Shape, approximate: str = "none") -> Any:
     """GPT-2 as a short script writes it: fused q, k, v, torch's own attention, GELU and loss.
 
     Radford et al. 2019, Language Models are Unsupervised Multitask Learners, section 2.3.
@@ -220,7 +224,7 @@ def plain_gpt2(shape: Shape) -> Any:
             q, k, v = (t.view(batch, length, heads, -1).transpose(1, 2) for t in (q, k, v))
             mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
             x = x + self.out(mixed.transpose(1, 2).reshape(batch, length, width))
-            return x + self.down(F.gelu(self.up(self.norm_2(x))))
+            return x + self.down(F.gelu(self.up(self.norm_2(x)), approximate=approximate))
 
     class GPT2(nn.Module):
         def __init__(self) -> None:
@@ -246,8 +250,9 @@ def plain_gpt2(shape: Shape) -> Any:
 
 def contender(name: str, shape: Shape, precision: str, folder: Path) -> Step:
     """A contender by its name in the printed table."""
-    if name == PLAIN:
-        return bare(model := plain_gpt2(shape), model, shape, precision, fused=False)
+    if name in (PLAIN, PLAIN_TANH):
+        model = plain_gpt2(shape, "tanh" if name == PLAIN_TANH else "none")
+        return bare(model, model, shape, precision, fused=False)
     if name in ("GPT2LMHeadModel", "LlamaForCausalLM"):
         model = transformers_model(name, shape)
         return bare(model, lambda tokens: model(tokens).logits, shape, precision)
@@ -257,11 +262,11 @@ def contender(name: str, shape: Shape, precision: str, folder: Path) -> Step:
         from experiments.model import build
         from experiments.trainer import LanguageModel
 
-        experiment = loader.load(preset, overrides(preset, shape, precision, False))
+        experiment = loader.load(preset, overrides(preset, shape, precision, how))
         decoder = build(experiment, shape.vocab_size, 0)
         language = LanguageModel(decoder, experiment.training.objective.build())
         return bare_ours(language, experiment, shape, precision)
-    return ours(preset, shape, precision, folder, how == "compiled")
+    return ours(preset, shape, precision, folder, how)
 
 
 def bare_ours(language: Any, experiment: Any, shape: Shape, precision: str) -> Step:
@@ -336,7 +341,8 @@ def print_peak(name: str, shape: Shape, precision: str) -> None:
 
 def report(key: str, precision: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     shape = SHAPES[key]
-    names = [PLAIN, "GPT2LMHeadModel", "ceteris gpt2", "ceteris gpt2 bare"]
+    names = [PLAIN, PLAIN_TANH, "GPT2LMHeadModel"]
+    names += ["ceteris gpt2", "ceteris gpt2 erf", "ceteris gpt2 bare"]
     names += ["LlamaForCausalLM", "ceteris llama-160m"]
     if args.compile:
         names.append("ceteris gpt2 compiled")

@@ -4,7 +4,7 @@ Each is exact, falls back to torch's own form on other devices and in compiled m
 measured in ns per element, forward plus backward, one thread (Zen 5, torch 2.13):
 
     rms_norm   0.8 against 2.9 to 4.8: torch's backward is made of many small operations
-    gelu_tanh  1.5 against 2.9: tanh is torch's slowest function, the sigmoid among its quickest
+    gelu_tanh  10 against 12 (another machine: AVX-512 at 2 GHz, in pieces that fit its cache)
     rotary     about half the time of the usual form: fewer passes, and rows of whole positions
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 layer_norm_backward = torch.ops.aten.native_layer_norm_backward
-sigmoid_backward_into = torch.ops.aten.sigmoid_backward.grad_input
+tanh_backward_into = torch.ops.aten.tanh_backward.grad_input
 
 
 def by_hand(x: Tensor) -> bool:
@@ -62,34 +62,34 @@ def gelu_tanh(x: Tensor) -> Tensor:
 
 
 class GELUTanhFunction(torch.autograd.Function):
-    """x sigmoid(u), u = 2 sqrt(2/pi) (x + 0.044715 x^3), and the derivative in the same pass."""
+    """x/2 (1 + tanh(v)), v = c (x + 0.044715 x^3), c = sqrt(2/pi), and its slope in one pass."""
 
     CHUNK = 1 << 16  # elements: smaller ones cost calls, larger ones leave the cache
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         out, slope = torch.empty_like(x), torch.empty_like(x)
-        a = 2 * math.sqrt(2 / math.pi)
         exact, chunk = torch.promote_types(x.dtype, torch.float32), GELUTanhFunction.CHUNK
+        c = math.sqrt(2 / math.pi)
+        ends, half = (torch.tensor(value, dtype=exact) for value in (c, 0.5))
         space = x.new_empty(3, min(chunk, x.numel()), dtype=exact)
         flat = (t.view(-1).split(chunk) for t in (x, out, slope))
         for x_part, out_part, slope_part in zip(*flat, strict=True):
-            z, u, s = space[:, : x_part.numel()]
-            if x.dtype == exact:  # then nothing is to be converted, neither here nor below
-                z = x_part
+            z, v, t = space[:, : x_part.numel()]
+            same = x.dtype == exact  # then nothing is to be converted
+            z = x_part if same else z.copy_(x_part)
+            torch.mul(z, z, out=t)
+            torch.add(ends, t, alpha=0.044715 * c, out=v).mul_(z)
+            torch.tanh(v, out=t)
+            # z dv/dz = 3 v - 2 c z, and d tanh(v)/dv = 1 - tanh(v)^2
+            tanh_backward_into(v.sub_(z, alpha=2 * c / 3), t, grad_input=v)
+            torch.add(half, t, alpha=0.5, out=t)
+            if same:
+                torch.add(t, v, alpha=1.5, out=slope_part)
+                torch.mul(z, t, out=out_part)
             else:
-                z.copy_(x_part)
-            torch.mul(z, z, out=s)
-            torch.addcmul(z, s, z, value=0.044715, out=u).mul_(a)
-            torch.sigmoid(u, out=s)
-            # d(z s)/dz = s + z du/dz s (1 - s), and z du/dz = a z + 3 a 0.044715 z^3 = 3 u - 2 a z
-            sigmoid_backward_into(u.sub_(z, alpha=2 * a / 3), s, grad_input=u)
-            if x.dtype == exact:
-                torch.add(s, u, alpha=3, out=slope_part)
-                torch.mul(z, s, out=out_part)
-            else:
-                slope_part.copy_(torch.add(s, u, alpha=3, out=u))
-                out_part.copy_(z.mul_(s))
+                slope_part.copy_(torch.add(t, v, alpha=1.5, out=v))
+                out_part.copy_(z.mul_(t))
         ctx.save_for_backward(slope)
         return out
 
