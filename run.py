@@ -1540,7 +1540,8 @@ def wandb_pull(
 def usage(error: click.ClickException) -> str:
     """What was wrong with the words of the command line, in one line."""
     if isinstance(error, click.NoSuchOption) and error.possibilities:
-        error.possibilities = list(error.possibilities)[:1]  # the closest
+        closest = list(error.possibilities)[:1]
+        error = click.NoSuchOption(error.option_name, possibilities=closest, ctx=error.ctx)
     message = " ".join(error.format_message().split())
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "run.py"
