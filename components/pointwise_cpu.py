@@ -71,7 +71,7 @@ class GELUTanhFunction(torch.autograd.Function):
         out, slope = torch.empty_like(x), torch.empty_like(x)
         exact, chunk = torch.promote_types(x.dtype, torch.float32), GELUTanhFunction.CHUNK
         c = math.sqrt(2 / math.pi)
-        ends, half = (torch.tensor(value, dtype=exact) for value in (c, 0.5))
+        linear, half = (torch.tensor(value, dtype=exact) for value in (c, 0.5))
         space = x.new_empty(3, min(chunk, x.numel()), dtype=exact)
         flat = (t.view(-1).split(chunk) for t in (x, out, slope))
         for x_part, out_part, slope_part in zip(*flat, strict=True):
@@ -79,7 +79,7 @@ class GELUTanhFunction(torch.autograd.Function):
             same = x.dtype == exact  # then nothing is to be converted
             z = x_part if same else z.copy_(x_part)
             torch.mul(z, z, out=t)
-            torch.add(ends, t, alpha=0.044715 * c, out=v).mul_(z)
+            torch.add(linear, t, alpha=0.044715 * c, out=v).mul_(z)
             torch.tanh(v, out=t)
             # z dv/dz = 3 v - 2 c z, and d tanh(v)/dv = 1 - tanh(v)^2
             tanh_backward_into(v.sub_(z, alpha=2 * c / 3), t, grad_input=v)
